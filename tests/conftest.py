@@ -1,0 +1,101 @@
+"""The servers, the legal pairs of client and event loop, and a fresh queue for each test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import coredis
+import pytest
+import redis
+import redis.asyncio
+from anyio import move_on_after
+from anyio.from_thread import start_blocking_portal
+from support import PAIRS, Pair, Server
+
+from torrelque import Torrelque, open_server
+
+#: A server of the distribution is tried beside the embedded one. Where it must be there, its absence is an error.
+REDIS = shutil.which("redis-server")
+SERVERS = ["valkey"] + (["redis"] if REDIS or os.environ.get("CI") else [])
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A real server for the whole run, one kind after the other."""
+    if request.param == "redis":
+        assert REDIS, "CI tests against a redis-server too: it must be installed"
+    options = {"enable-debug-command": "yes"}
+    binary = REDIS if request.param == "redis" else None
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(open_server(server=binary, fsync="no", options=options)) as url,
+        redis.Redis.from_url(url) as admin,
+    ):
+        yield Server(request.param, url, admin)
+
+
+@pytest.fixture
+def admin(server: Server) -> redis.Redis:
+    """A plain client beside the tested one, to look at what is stored and to disturb it."""
+    return server.admin
+
+
+@pytest.fixture(params=PAIRS, ids=str)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """A client library on an event loop that it works on."""
+    return request.param
+
+
+@pytest.fixture
+def anyio_backend(pair: Pair) -> Any:
+    """AnyIO's plugin runs each test on the loop of its pair."""
+    return pair.backend
+
+
+@pytest.fixture
+def name(server: Server) -> Iterator[str]:
+    """A queue name that nobody else uses; what the test left in it is removed."""
+    name = f"t{secrets.token_hex(6)}"
+    yield name
+    if keys := list(server.admin.scan_iter(f"{name}:*")):
+        server.admin.delete(*keys)
+
+
+@pytest.fixture
+def open_client(server: Server, pair: Pair) -> Callable[..., AbstractAsyncContextManager[Any]]:
+    """Open a client of the tested library."""
+
+    @asynccontextmanager
+    async def open_client(url: str = server.url, **options: Any) -> AsyncGenerator[Any]:
+        if pair.client == "redispy":
+            client = redis.asyncio.Redis.from_url(url, **options)
+            try:
+                yield client
+            finally:
+                with move_on_after(5, shield=True):
+                    await client.aclose()
+        else:
+            async with coredis.Redis.from_url(url, **options) as client:
+                yield client
+
+    return open_client
+
+
+@pytest.fixture
+def open_queue(open_client: Any, pair: Pair, name: str) -> Callable[..., AbstractAsyncContextManager[Torrelque]]:
+    """Open a queue of the test's name with a client of its own."""
+
+    @asynccontextmanager
+    async def open_queue(queue: str = name, **options: Any) -> AsyncGenerator[Torrelque]:
+        client_options = options.pop("client_options", {})
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(open_client(**client_options))
+            made = Torrelque(client, queue=queue, **options)
+            yield await stack.enter_async_context(made) if pair.entered else made
+
+    return open_queue

@@ -1,0 +1,126 @@
+"""Delays and leases end when they should while anybody waits or sweeps, and who waits costs an idle server nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import pytest
+from redis import Redis
+from support import snapshot
+from support.checkpoints import until
+
+from torrelque import Torrelque, TorrelqueTaskState
+
+pytestmark = pytest.mark.anyio
+
+#: Aimed at are 0.05 s; a machine that does other things at the same time may take more.
+LATE = 0.5
+
+
+def judge(lateness: Iterable[float], record_property: Any) -> None:
+    """Assert that nothing came early, by the clock of Redis, nor late."""
+    ordered = sorted(lateness)
+    record_property("lateness p50, p99, max", [round(ordered[len(ordered) * p // 100 - 1], 4) for p in (50, 99, 100)])
+    assert ordered[0] >= 0
+    assert ordered[-1] < LATE
+
+
+async def states_of(queue: Torrelque, ids: Iterable[str]) -> list[TorrelqueTaskState]:
+    return [await queue.get_task_state(task_id) for task_id in ids]
+
+
+async def enqueue_delayed(queue: Torrelque) -> dict[str, float]:
+    """Enqueue 50 tasks due within half a second, in no order."""
+    delays = [(i * 37 % 50) / 100 for i in range(50)]
+    return {await queue.enqueue(delay, delay=delay): delay for delay in delays}
+
+
+async def test_delays_end_on_time_for_who_waits(open_queue: Any, record_property: Any) -> None:
+    """What another program delays comes to a waiting consumer when it is due."""
+    received: dict[str, float] = {}
+
+    async def consume() -> None:
+        while len(received) < 50:
+            for task_id, _ in await queue.dequeue(max_tasks=10):
+                received[task_id] = time.time()
+
+    async with open_queue() as queue, open_queue() as other:
+        async with anyio.create_task_group() as group:
+            group.start_soon(consume)
+            delays = await enqueue_delayed(other)
+        states = await states_of(queue, received)
+        due = {task_id: s.enqueue_time + delays[task_id] for task_id, s in zip(received, states, strict=True)}
+        # Claimed by the clock of Redis, which is this machine's, and received by ours.
+        assert min(s.last_dequeue_time - at for s, at in zip(states, due.values(), strict=True)) >= 0
+        judge((received[task_id] - at for task_id, at in due.items()), record_property)
+
+
+async def test_delays_end_on_time_for_a_sweep(open_queue: Any, admin: Redis, name: str, record_property: Any) -> None:
+    """A scheduled sweep promotes at the moment, not at its next interval."""
+    async with open_queue() as queue, open_queue() as other:
+        queue.schedule_sweep(30)
+        delays = await enqueue_delayed(other)
+        await until(lambda: admin.llen(f"{name}:pending") == 50)
+        states = {task_id: await queue.get_task_state(task_id) for task_id, delay in delays.items() if delay}
+        judge((s.last_requeue_time - s.enqueue_time - delays[i] for i, s in states.items()), record_property)
+        snapshot(admin, name).check()
+
+
+@pytest.mark.parametrize("by", ["consumer", "sweep"])
+async def test_leases_end_on_time(open_queue: Any, admin: Redis, name: str, by: str, record_property: Any) -> None:
+    """A task whose lease of 0.1 to 0.3 s ends is back at that moment, for a waiting consumer or by a sweep."""
+    leases = [0.1 + i / 100 for i in range(21)]
+    async with open_queue() as queue, open_queue() as other:
+        if by == "sweep":
+            queue.schedule_sweep(30)
+        for lease in leases:
+            await other.enqueue(lease, task_timeout=lease)
+        held = dict(await other.dequeue(5, max_tasks=21))
+        assert len(held) == 21
+        ends = {i: (await other.get_task_state(i)).last_dequeue_time + lease for i, lease in held.items()}
+        if by == "sweep":
+            await until(lambda: admin.llen(f"{name}:pending") == 21)
+            back = {i: (await queue.get_task_state(i)).last_requeue_time for i in held}
+        else:
+            back = {}
+            while len(back) < 21:
+                task_id, _ = await queue.dequeue(10)
+                if task_id not in back:
+                    back[task_id] = (await queue.get_task_state(task_id)).last_dequeue_time
+                    await queue.extend(task_id, 1000)
+        judge((back[i] - end for i, end in ends.items()), record_property)
+
+
+def calls(admin: Redis) -> dict[str, int]:
+    """Count the commands that the server has run, but for those of the test itself."""
+    stats = admin.info("commandstats")
+    return {name: stat["calls"] for name, stat in stats.items() if name != "cmdstat_info"}
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_idle_server_hears_nothing(open_queue: Any, admin: Redis, pair: Any) -> None:
+    """200 waiting dequeues, 20 watches and a scheduled sweep send nothing at all while nothing happens."""
+    watching = 0
+
+    async def watch(queue: Torrelque, task_id: str) -> None:
+        nonlocal watching
+        async for _ in queue.watch(task_id):
+            watching += 1
+
+    async with open_queue() as queue, anyio.create_task_group() as group:
+        queue.schedule_sweep()
+        for _ in range(200):
+            group.start_soon(lambda: queue.dequeue())
+        task_id = await queue.enqueue("later", delay=3600)
+        for _ in range(20):
+            group.start_soon(watch, queue, task_id)
+        await until(lambda: watching == 20 and any(client["cmd"] == "blmove" for client in admin.client_list()))
+        before: dict[str, int] = {}
+        while before != (before := calls(admin)):
+            await anyio.sleep(0.1)
+        await anyio.sleep(2)
+        assert calls(admin) == before
+        group.cancel_scope.cancel()

@@ -1,0 +1,168 @@
+"""Who may use a queue when: entered, un-entered, closed, from a URL; and how errors come out of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anyio
+import pytest
+from redis import Redis
+from support import Pair, Server
+
+from torrelque import (
+    Torrelque,
+    TorrelqueClosedError,
+    TorrelqueError,
+    TorrelqueTimeoutError,
+    TorrelqueUnavailableError,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_from_url(server: Server, pair: Pair, name: str) -> None:
+    """A queue made from a URL opens its own client and closes it: no connection is left."""
+    before = len(server.admin.client_list())
+    async with Torrelque.from_url(server.url, queue=name) as queue:
+        task_id = await queue.enqueue("t")
+        got, task = await queue.dequeue(1)
+        assert (got, task) == (task_id, "t")
+        await queue.release(got)
+    with anyio.fail_after(10):
+        while len(server.admin.client_list()) > before:
+            await anyio.sleep(0.01)
+
+
+async def test_from_url_unentered_says_so(server: Server, name: str) -> None:
+    """A call on a queue that owns its client and was not entered says what to do."""
+    queue = Torrelque.from_url(server.url, queue=name)
+    with pytest.raises(TorrelqueError, match="entered first"):
+        await queue.enqueue("t")
+
+
+async def test_closed(open_queue: Any, admin: Redis, name: str) -> None:
+    """After its end every call says that the queue is closed, and it cannot be entered again."""
+    async with open_queue() as queue:
+        pass
+    for call in (
+        lambda: queue.enqueue("t"),
+        lambda: queue.enqueue_many(["t"]),
+        lambda: queue.dequeue(0),
+        lambda: queue.requeue("t"),
+        lambda: queue.release("t"),
+        lambda: queue.extend("t"),
+        lambda: queue.get_task_state("t"),
+        lambda: queue.get_queue_stats(),
+        lambda: queue.sweep(),
+        lambda: queue.run_sweep(),
+        lambda: anext(queue.watch("t")),
+    ):
+        with pytest.raises(TorrelqueClosedError):
+            await call()
+    with pytest.raises(TorrelqueClosedError):
+        queue.schedule_sweep()
+    with pytest.raises(TorrelqueError):
+        async with queue:
+            pass
+    assert admin.keys(f"{name}:*") == []
+
+
+async def test_one_error_leaves_as_it_came(open_client: Any, server: Server, name: str) -> None:
+    """An error of the body is not wrapped into a group by the queue, nor by the client that it owns."""
+    error = ValueError("mine")
+    async with open_client() as client:
+        for queue in (Torrelque(client, queue=name), Torrelque.from_url(server.url, queue=name)):
+            with pytest.raises(ValueError, match="mine") as caught:
+                async with queue:
+                    await queue.get_queue_stats()
+                    raise error
+            assert caught.value is error
+
+
+async def test_groups_of_the_body_stay_groups(open_client: Any, name: str) -> None:
+    """What the body raises as a group leaves as that group."""
+    group = ExceptionGroup("two", [ValueError("a"), ValueError("b")])
+    async with open_client() as client:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with Torrelque(client, queue=name):
+                raise group
+        assert caught.value.exceptions == group.exceptions
+
+
+async def test_leaving_dismisses_those_who_wait(open_queue: Any) -> None:
+    """A task outside of the scope that waits for the queue learns that it was closed."""
+    caught: list[Exception] = []
+
+    async def wait(queue: Torrelque) -> None:
+        try:
+            await queue.dequeue()
+        except TorrelqueClosedError as error:
+            caught.append(error)
+
+    async with anyio.create_task_group() as group:
+        async with open_queue() as queue:
+            group.start_soon(wait, queue)
+            await anyio.wait_all_tasks_blocked()
+        started = anyio.current_time()
+    assert len(caught) == 1
+    assert anyio.current_time() - started < 1
+
+
+async def test_no_server(pair: Pair, open_client: Any, name: str) -> None:
+    """Without a server each call fails at once, with an error that is also the client's own."""
+    async with open_client("redis://127.0.0.1:1/0") as client, Torrelque(client, queue=name) as queue:
+        for call in (lambda: queue.enqueue("t"), lambda: queue.dequeue(), lambda: queue.get_queue_stats()):
+            with pytest.raises(TorrelqueUnavailableError) as caught, anyio.fail_after(5):
+                await call()
+            assert {"redispy": "redis", "coredis": "coredis"}[pair.client] in {
+                base.__module__.split(".")[0] for base in type(caught.value).__mro__
+            }
+
+
+async def test_schedule_is_replaced_and_ended(open_queue: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A second schedule takes the place of the first, each pass is a line at DEBUG, and leaving ends it."""
+    caplog.set_level(logging.DEBUG, "torrelque")
+    async with open_queue() as queue:
+        queue.schedule_sweep(300)
+        queue.schedule_sweep()
+        await queue.enqueue("t", delay=0.05)
+        with anyio.fail_after(5):
+            while "Sweep has requeued: stale=0, delayed=1, undequeued=0" not in caplog.messages:
+                await anyio.sleep(0.01)
+        queue.unschedule_sweep()
+        queue.unschedule_sweep()
+        await queue.enqueue("u", delay=0.05)
+        await anyio.sleep(0.2)
+        assert (await queue.get_queue_stats()).delayed == 1
+        queue.schedule_sweep()
+
+
+async def test_sweep_in_a_task_group_of_ones_own(open_queue: Any) -> None:
+    """run_sweep is started with the caller's task group and ends with it."""
+    async with open_queue() as queue, anyio.create_task_group() as group:
+        await group.start(queue.run_sweep, 300)
+        await queue.enqueue("t", delay=0.05)
+        with anyio.fail_after(5):
+            while (await queue.get_queue_stats()).pending == 0:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+
+
+async def test_fairness_among_waiting(open_queue: Any) -> None:
+    """Many dequeues that wait at once each get one of the tasks that come at once."""
+    got: list[int] = []
+
+    async def wait(queue: Torrelque) -> None:
+        tasks = await queue.dequeue(5, max_tasks=10)
+        got.extend(task for _, task in tasks)
+
+    async with open_queue() as queue:
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(wait, queue)
+            await anyio.wait_all_tasks_blocked()
+            await queue.enqueue_many(range(20))
+        assert sorted(got) == list(range(20))
+        with pytest.raises(TorrelqueTimeoutError):
+            await queue.dequeue(0)

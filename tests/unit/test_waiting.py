@@ -1,0 +1,322 @@
+"""The room where dequeues wait, on a scripted driver: who gets what, and what goes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from unit.scripted import NOTHING, ScriptedDriver, claim, delivery, open_background
+
+from torrelque.calls import Call, Calls
+from torrelque.errors import TorrelqueClosedError, TorrelqueUnavailableError
+from torrelque.keys import Keys
+from torrelque.listening import Hub
+from torrelque.waiting import CLAIM, Room
+
+pytestmark = pytest.mark.anyio
+
+KEYS = Keys("q")
+CALLS = Calls(KEYS)
+
+
+class Script:
+    """Answers dequeues from a list of claims, then with nothing; hands back whatever is handed back."""
+
+    def __init__(self, *claims: Any) -> None:
+        self.claims = list(claims)
+
+    def __call__(self, call: Call[Any]) -> Any:
+        if call.script.name == "dequeue":
+            return self.claims.pop(0) if self.claims else NOTHING
+        return b" ".join([b"1"] * call.count)
+
+
+@asynccontextmanager
+async def open_room(driver: ScriptedDriver) -> AsyncGenerator[Room]:
+    """Open a room, and close it as a queue does."""
+    async with open_background(driver) as background:
+        hub = Hub(driver, background)
+        room = Room(driver, background, hub, KEYS, CALLS, lambda: 300)
+        try:
+            yield room
+        finally:
+            room.close()
+            hub.close()
+
+
+def returned(driver: ScriptedDriver) -> list[tuple[bytes, bytes]]:
+    """What was handed back: id and delivery number, the last one first."""
+    return [
+        (call.items[i], call.items[i + 1]) for call in driver.named("handback") for i in range(0, len(call.items), 2)
+    ]
+
+
+def wanted(driver: ScriptedDriver) -> list[int]:
+    """How many tasks each claim asked for."""
+    return [int(call.head[2]) for call in driver.named("dequeue")]
+
+
+async def take(room: Room, count: int, timeout: float | None, got: list[Any]) -> None:
+    """Dequeue, and keep the ids or the error."""
+    try:
+        got.append([delivery.task_id.decode() for delivery in await room.dequeue(count, timeout)])
+    except Exception as error:
+        got.append(error)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(5):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
+async def waits(driver: ScriptedDriver) -> None:
+    """Let somebody wait in earnest: the connection is blocked, and the look that follows the subscription is done."""
+    await until(lambda: driver.blocker.blocked and len(driver.named("dequeue")) == 2)
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_what_is_there_comes_at_once() -> None:
+    """One claim serves a dequeue when there is something."""
+    driver = ScriptedDriver(Script(claim("a")))
+    async with open_room(driver) as room:
+        (got,) = await room.dequeue(1, None)
+    assert (got.task_id, got.count, got.lease, got.body) == (b"a", 1, 300.0, b'"t"')
+    assert wanted(driver) == [1]
+    assert driver.blocker.opened == 0
+    assert returned(driver) == []
+
+
+async def test_a_look_without_waiting() -> None:
+    """With timeout 0 there is one claim, and no connection waits."""
+    driver = ScriptedDriver(Script())
+    async with open_room(driver) as room:
+        assert await room.dequeue(3, 0) == []
+    assert wanted(driver) == [3]
+    assert driver.blocker.opened == 0
+
+
+async def test_a_look_goes_on_while_the_bound_was_met() -> None:
+    """A claim that met its bound has not seen all, so the look goes on."""
+    driver = ScriptedDriver(Script([b"", 1, []], [b"", 1, []], claim("a")))
+    async with open_room(driver) as room:
+        assert len(await room.dequeue(1, 0)) == 1
+    assert wanted(driver) == [1, 1, 1]
+
+
+async def test_one_claim_for_everyone() -> None:
+    """Those who wait are served by one claim: one task for each first, then as many as each wants."""
+    driver = ScriptedDriver(Script(NOTHING, NOTHING, claim("a", "b", "c", "d")))
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(take, room, 1, None, got)
+        await waits(driver)
+        group.start_soon(take, room, 3, None, got)
+    assert sorted(got) == [["a"], ["b", "c", "d"]]
+    assert wanted(driver) == [1, 1, 4]
+
+
+async def test_nobody_starves_beside_a_large_wish() -> None:
+    """When there is less than is wanted, each who waits gets one before anybody gets a second."""
+    driver = ScriptedDriver(Script(NOTHING, NOTHING, claim("a", "b", "c")))
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(take, room, 5, None, got)
+        await waits(driver)
+        group.start_soon(take, room, 1, None, got)
+    assert sorted(got) == [["a", "c"], ["b"]]
+    assert wanted(driver) == [5, 5, 6]
+
+
+async def test_large_wishes_are_served_in_portions() -> None:
+    """One claim takes no more than its bound, and the next goes on."""
+    first = [f"a{i}" for i in range(CLAIM)]
+    driver = ScriptedDriver(Script(claim(*first), claim("last")))
+    async with open_room(driver) as room:
+        got = await room.dequeue(CLAIM + 100, None)
+    assert [delivery.task_id.decode() for delivery in got] == [*first, "last"]
+    assert wanted(driver) == [CLAIM, 100]
+
+
+async def test_who_left_while_a_claim_was_under_way() -> None:
+    """A task that comes for a seat whose owner has gone is handed back, with its delivery number."""
+    driver = ScriptedDriver(Script([b"", 0, [], delivery("a", 7)]))
+    driver.gate = anyio.Event()
+    async with open_room(driver) as room:
+        with anyio.move_on_after(0.01):
+            await room.dequeue(1, None)
+        driver.gate.set()
+        await until(lambda: returned(driver) == [(b"a", b"7")])
+
+
+async def test_who_left_with_some_of_what_was_wanted() -> None:
+    """A dequeue that is cancelled between two portions gives back the first, the last task first."""
+    first = [f"a{i}" for i in range(CLAIM)]
+    script = Script(claim(*first))
+    driver = ScriptedDriver(script)
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+
+        def answer(call: Call[Any]) -> Any:
+            if not script.claims and call.script.name == "dequeue":
+                group.cancel_scope.cancel()  # when the second portion is asked for
+            return script(call)
+
+        driver.answer = answer
+        await room.dequeue(CLAIM + 1, None)
+    assert [task_id.decode() for task_id, _ in returned(driver)] == first[::-1]
+
+
+async def test_blocked_connection_wakes_who_waits() -> None:
+    """With nothing there, one connection waits for everyone; what it is handed the next claim adopts."""
+    driver = ScriptedDriver(Script(NOTHING, claim("caught")))
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(take, room, 1, 0.2, got)
+        await until(lambda: driver.blocker.blocked)
+        driver.blocker.put(b"caught")
+    assert sorted(got) == [[], [], ["caught"]]
+    assert driver.blocker.opened == 1
+    adopting = [call.items for call in driver.named("dequeue") if call.items]
+    assert adopting == [(b"caught",)]
+
+
+async def test_unblocked_when_nobody_waits() -> None:
+    """When the last one has left, the connection is unblocked, so that it takes nothing for nobody."""
+    driver = ScriptedDriver(Script())
+    async with open_room(driver) as room:
+        with anyio.move_on_after(0.02):
+            await room.dequeue(1, None)
+        await until(lambda: not driver.blocker.blocked)
+        assert driver.blocker.unblocked >= 1
+
+
+async def test_caught_for_nobody() -> None:
+    """An id that is caught while the last one leaves goes back, whether it was adopted just before or not."""
+    script = Script()
+
+    def answer(call: Call[Any]) -> Any:
+        adopts = call.script.name == "dequeue" and call.items
+        return claim(*[task_id.decode() for task_id in call.items]) if adopts else script(call)
+
+    driver = ScriptedDriver(answer)
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(room.dequeue, 1, None)
+        await waits(driver)
+        driver.blocker.put(b"caught")
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await until(lambda: bool(returned(driver)))
+    adopted = any(call.items for call in driver.named("dequeue"))
+    assert returned(driver) == [(b"caught", b"1" if adopted else b"")]
+
+
+async def test_failed_claim() -> None:
+    """Everyone who waits hears of a failed claim, each with an error of its own; the next dequeue works."""
+    driver = ScriptedDriver(Script(claim("a")))
+    driver.failure = TorrelqueUnavailableError("gone")
+    got: list[Any] = []
+    async with open_room(driver) as room:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(take, room, 1, None, got)
+        assert [type(error) for error in got] == [TorrelqueUnavailableError] * 3
+        assert len({id(error) for error in got}) == 3
+        driver.failure = None
+        assert len(await room.dequeue(1, None)) == 1
+
+
+async def test_failed_adoption_hands_back() -> None:
+    """When the claim that should adopt an id fails, the id is handed back: harmless if it was adopted after all."""
+    driver = ScriptedDriver(Script())
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(take, room, 1, None, got)
+        await waits(driver)
+        driver.failure = TorrelqueUnavailableError("gone")
+        driver.blocker.put(b"caught")
+        await until(lambda: bool(got))
+        driver.failure = None
+        await until(lambda: returned(driver)[-1:] == [(b"caught", b"")])
+    assert isinstance(got[0], TorrelqueUnavailableError)
+
+
+async def test_handing_back_is_repeated() -> None:
+    """What cannot be handed back now is handed back later: nothing is forgotten, and nothing done twice."""
+    script = Script(claim("a"))
+    handed: list[Any] = []
+
+    def answer(call: Call[Any]) -> Any:
+        if call.script.name == "handback":
+            handed.append(call.items)
+        return script(call)
+
+    driver = ScriptedDriver(answer)
+    async with open_room(driver) as room:
+        deliveries = await room.dequeue(1, None)
+        driver.failure = TorrelqueUnavailableError("gone")
+        room.hand_back(deliveries)
+        await until(lambda: len(driver.named("handback")) >= 2)
+        driver.failure = None
+        await until(lambda: bool(handed))
+    assert handed == [(b"a", b"1")]
+
+
+async def test_surplus_goes_back() -> None:
+    """Tasks that were claimed for someone who left meanwhile are not given to someone who wants no more."""
+    driver = ScriptedDriver(Script(claim("a", "b")))
+    driver.gate = anyio.Event()
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(take, room, 1, None, [])
+                group.start_soon(take, room, 1, None, got)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        driver.gate.set()
+        await until(lambda: bool(returned(driver)))
+    assert got == [["a"]]
+    assert returned(driver) == [(b"b", b"1")]
+
+
+async def test_next_time_that_the_script_tells() -> None:
+    """A claim that found nothing says when to look again, and then it is looked again."""
+    due = anyio.current_time() + 0.05
+
+    def answer(call: Call[Any]) -> Any:
+        left = due - anyio.current_time()
+        return [b"%f" % left, 0, []] if left > 0 else claim("due")
+
+    driver = ScriptedDriver(answer)
+    async with open_room(driver) as room:
+        assert len(await room.dequeue(1, 5)) == 1
+        assert due <= anyio.current_time() < due + 2
+    assert len(wanted(driver)) <= 4
+
+
+async def test_wake_message() -> None:
+    """A message that something is due sooner makes the room look then."""
+    driver = ScriptedDriver(Script(NOTHING, NOTHING, claim("due")))
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(take, room, 1, 20, got)
+        await waits(driver)
+        assert got == []
+        driver.subscriber.say(KEYS.wake, b"0.02")
+    assert got == [["due"]]
+
+
+async def test_closed_while_somebody_waits() -> None:
+    """A queue that is left sends everyone away with an error that says so."""
+    driver = ScriptedDriver(Script())
+    got: list[Any] = []
+    async with anyio.create_task_group() as group:
+        async with open_room(driver) as room:
+            group.start_soon(take, room, 1, None, got)
+            group.start_soon(take, room, 5, 60, got)
+            await until(lambda: driver.blocker.blocked)
+    assert [type(error) for error in got] == [TorrelqueClosedError] * 2

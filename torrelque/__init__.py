@@ -1,0 +1,48 @@
+"""Torrelque: a reliable work queue on Redis and Valkey for programs written with structured concurrency."""
+
+from .codec import TorrelqueTaskSerialiser
+from .embedded import open_server
+from .errors import (
+    TorrelqueClosedError,
+    TorrelqueDecodeError,
+    TorrelqueError,
+    TorrelqueFullError,
+    TorrelqueLeaseLostError,
+    TorrelqueLookupError,
+    TorrelqueNotWorkingError,
+    TorrelqueRedisError,
+    TorrelqueStorageError,
+    TorrelqueTimeoutError,
+    TorrelqueTypeError,
+    TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
+    TorrelqueValueError,
+)
+from .model import TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskState, TorrelqueTaskStatus
+from .queue import Torrelque
+
+__all__ = [
+    "Torrelque",
+    "TorrelqueClosedError",
+    "TorrelqueDecodeError",
+    "TorrelqueError",
+    "TorrelqueFullError",
+    "TorrelqueLeaseLostError",
+    "TorrelqueLookupError",
+    "TorrelqueNotWorkingError",
+    "TorrelqueQueueStats",
+    "TorrelqueRedisError",
+    "TorrelqueStorageError",
+    "TorrelqueTaskId",
+    "TorrelqueTaskSerialiser",
+    "TorrelqueTaskState",
+    "TorrelqueTaskStatus",
+    "TorrelqueTimeoutError",
+    "TorrelqueTypeError",
+    "TorrelqueUnavailableError",
+    "TorrelqueUnknownOutcomeError",
+    "TorrelqueValueError",
+    "open_server",
+]
+
+__version__ = "1.0.0a1"

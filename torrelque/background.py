@@ -1,0 +1,167 @@
+"""Where a queue's own tasks run: in its task group when entered, else in tasks that the event loop owns.
+
+Work starts when there is some and ends when there is none, so an idle queue has no task at all, and a queue that
+was not entered leaves nothing behind once its calls are done.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from anyio import CancelScope, Event, move_on_after
+from anyio.abc import TaskGroup
+
+from .drivers import Driver
+from .errors import TorrelqueClosedError
+
+R = TypeVar("R")
+
+logger = logging.getLogger("torrelque")
+
+#: Seconds for which the connections of an entered queue are kept when nobody uses them.
+LINGER = 10.0
+#: Seconds for which the last call on a queue that was not entered waits for the connections it needed to be closed.
+SETTLE = 1.0
+
+
+class Background:
+    """Starts work that must finish whatever its caller does, and can wait for all of it to be done."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._group: TaskGroup | None = None
+        self._scopes: set[CancelScope] = set()
+        self._idle: Event | None = None
+        self._closed = False
+        self._moved = Event()
+
+    @property
+    def entered(self) -> bool:
+        """Whether the work belongs to a task group."""
+        return self._group is not None
+
+    @property
+    def linger(self) -> float:
+        """How many seconds an unused connection is kept for the next one who needs it."""
+        return LINGER if self._group is not None and self._idle is None else 0.0
+
+    def enter(self, group: TaskGroup) -> None:
+        """Run everything from here on in *group*."""
+        self._group = group
+
+    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run *function* in a task of its own, out of reach of the caller's cancellation.
+
+        :raises TorrelqueClosedError: the task group has ended
+        :raises TorrelqueError: the queue was not entered, and its client needs that
+        """
+        if self._closed:
+            raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
+        if self._group is None:
+            self._detach(function)
+            return
+        # The group may stand in a scope that is cancelled while a script is under way; only `drain` ends this.
+        scope = CancelScope(shield=True)
+        self._scopes.add(scope)
+        self._group.start_soon(self._keep, scope, function)
+
+    async def call(self, function: Callable[[], Awaitable[R]]) -> R:
+        """Await *function* in a task of its own: a client may swallow the caller's cancellation, this does not.
+
+        (``asyncio.wait_for``, with which redis-py sends, does so in Python 3.11.)
+
+        :raises TorrelqueClosedError: the queue was closed meanwhile
+        """
+        done = Event()
+        outcome: list[R] = []
+        error: Exception = TorrelqueClosedError("The queue was closed with the call under way")
+
+        async def run() -> None:
+            nonlocal error
+            try:
+                outcome.append(await function())
+            except Exception as caught:
+                error = caught
+            finally:
+                done.set()
+
+        self.start_soon(run)
+        await done.wait()
+        if not outcome:
+            raise error
+        return outcome[0]
+
+    def _detach(self, function: Callable[[], Awaitable[None]]) -> None:
+        async def run() -> None:
+            try:
+                await function()
+            finally:
+                self.move()
+
+        self._driver.spawn_detached(run)
+
+    def move(self) -> None:
+        """Let those look again who wait in :meth:`settle`."""
+        self._moved.set()
+        self._moved = Event()
+
+    async def settle(self, settled: Callable[[], bool]) -> None:
+        """For a queue that was not entered: wait until the connections that a call needed are given back.
+
+        Its caller may close the client next, and nothing of ours must then take a connection from it again.
+        """
+        if self._group is not None:
+            return
+        with move_on_after(SETTLE, shield=True):
+            while not settled():
+                await self._moved.wait()
+
+    async def _keep(self, scope: CancelScope, function: Callable[[], Awaitable[None]]) -> None:
+        try:
+            with scope:
+                await function()
+        finally:
+            self._scopes.discard(scope)
+            if self._idle is not None and not self._scopes:
+                self._idle.set()
+
+    async def drain(self, grace: float) -> None:
+        """Wait up to *grace* seconds until all work is done, then cancel what is left, and start no more."""
+        with move_on_after(grace, shield=True):
+            self._idle = Event()
+            while self._scopes:
+                await self._idle.wait()
+                self._idle = Event()
+        self._closed = True
+        if self._scopes:
+            logger.warning("Background work of the queue did not end within %.1f s, cancelling it", grace)
+        for scope in self._scopes:
+            scope.cancel()
+
+
+class Outage:
+    """Says once that something fails, once that it works again, and how long to wait before the next try."""
+
+    FIRST, LAST = 0.05, 2.0
+
+    def __init__(self, what: str, failing: str | None = None) -> None:
+        self._what = what
+        self._failing = failing or f"{what} has failed, retrying until it works again"
+        self._failures = 0
+
+    def failed(self, error: Exception) -> float:
+        """Note a failure; returns seconds to wait, growing, with jitter so that processes do not march in step."""
+        if self._failures == 0:
+            logger.warning("%s", self._failing, exc_info=error)
+        delay = min(self.LAST, self.FIRST * (1 << min(self._failures, 10)))
+        self._failures += 1
+        return delay * (0.5 + random.random() / 2)
+
+    def worked(self) -> None:
+        """Note a success."""
+        if self._failures:
+            logger.info("%s works again after %d failures", self._what, self._failures)
+            self._failures = 0

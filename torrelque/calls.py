@@ -1,0 +1,236 @@
+"""What is said to Redis and how its answer is read: pure values, no I/O.
+
+A :class:`Call` carries items, and calls of one kind can be joined into a single script run: that is what makes
+coalescing pay. Everything in a call is bytes already, so that a driver only has to send it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from . import scripts
+from .keys import Keys
+from .model import SweepReport, TorrelqueQueueStats, TorrelqueTaskStatus
+
+R = TypeVar("R")
+
+#: An answer of Redis as its drivers hand it up: RESP values, strings as bytes.
+Reply = Any
+
+#: No script touches more ids than this.
+BOUND = 500
+#: A sweep has more to do for each id, and is in no hurry: 500 of them took up to 20 ms, these stay within the 5 ms that
+#: everybody else should have to wait for at most.
+SWEEP_BOUND = 150
+#: Nor does one run carry more bytes of items, unless a single item does.
+MAX_BYTES = 1 << 20
+#: Nobody sleeps longer than this many seconds without looking, so no message is needed for later times.
+HORIZON = 30.0
+
+_HORIZON = b"30"
+
+
+#: The stored fields of a state, in the order of :class:`TorrelqueTaskState`; ``None`` where not set.
+Fields: TypeAlias = list[bytes | None]
+
+#: Where a sweep begins: with everything, or with leases and delays only.
+SWEEP_ALL, SWEEP_TIMED = b"", b"timed"
+
+
+class Verdict(enum.IntEnum):
+    """What a script says of a task that should be released, requeued or extended."""
+
+    APPLIED = 1
+    UNKNOWN = 0
+    NOT_WORKING = -1
+    LEASE_LOST = -2
+
+
+@dataclass(slots=True, eq=False)
+class Call(Generic[R]):
+    """A sentence for Redis: one script run over *items*, with one outcome for each of them, or one for all."""
+
+    script: scripts.Script
+    keys: tuple[bytes, ...]
+    head: tuple[bytes, ...]
+    items: tuple[bytes, ...]
+    """The arguments of all items, one after the other."""
+    count: int
+    """How many items there are; 0 for a call that is never joined with others and answered as a whole."""
+    parse: Callable[[Reply], R]
+    """Read the outcome of one item, or of the whole."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A task as the dequeue script hands it out, its payload not decoded yet."""
+
+    task_id: bytes
+    count: int
+    lease: float
+    body: bytes
+
+
+@dataclass(slots=True)
+class Claim:
+    """The answer of the dequeue script."""
+
+    deliveries: list[Delivery]
+    dropped: list[bytes]
+    """Ids that were removed from the queue because nothing stood behind them."""
+    until_next: float
+    """Seconds until the next due or stale time; infinite when there is none, or more is pending."""
+    more: bool
+    """The script met its bound: ask again before believing that nothing is there."""
+
+
+@dataclass(slots=True)
+class SweepStep:
+    """The answer of one run of the sweep script."""
+
+    report: SweepReport
+    dropped: list[bytes]
+    cursor: bytes
+    until_next: float
+
+    @property
+    def done(self) -> bool:
+        return self.cursor == b"end"
+
+
+def text_of_seconds(seconds: float) -> bytes:
+    """Write a length of time the way the published package does: ``300``, ``1.5``."""
+    return (b"%d" % seconds) if seconds == int(seconds) else repr(seconds).encode()
+
+
+def _seconds_of_text(text: bytes) -> float:
+    return float(text) if text else math.inf
+
+
+def seconds_of_wake(message: bytes | None) -> float:
+    """Read a wake message: seconds until something is due; 0 (look now) when it says nothing usable."""
+    try:
+        seconds = float(message or 0)
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds <= HORIZON else 0.0
+
+
+def _token(task_id: str) -> bytes:
+    count = getattr(task_id, "dequeue_count", None)
+    return b"" if count is None else b"%d" % count
+
+
+class Calls:
+    """Builds the calls of one queue."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._table = (
+            keys.pending, keys.dequeueing, keys.undequeued, keys.working, keys.delayed, keys.tasks, keys.task,
+        )  # fmt: skip
+        self._sweep_table = (*self._table, keys.outgoing)
+        self._waking = (keys.wake, _HORIZON)
+
+    def enqueue(self, items: Iterable[tuple[str, bytes]], lease: float, delay: float) -> Call[bool]:
+        """Add tasks, all with the same lease and delay. Outcome: was it new?"""
+        lease_text, delay_text = text_of_seconds(lease), text_of_seconds(delay)
+        flat: list[bytes] = []
+        for task_id, body in items:
+            flat += (task_id.encode(), body, lease_text, delay_text)
+        return Call(scripts.ENQUEUE, self._table, self._waking, tuple(flat), len(flat) // 4, _is_done)
+
+    def dequeue(self, wanted: int, default_lease: float, adopt: Sequence[bytes] = ()) -> Call[Claim]:
+        """Lease up to *wanted* tasks, those to *adopt* first: a waiter was handed them."""
+        head = (*self._waking, b"%d" % wanted, text_of_seconds(default_lease), b"%d" % BOUND)
+        return Call(scripts.DEQUEUE, self._table, head, tuple(adopt), 0, _read_claim)
+
+    def requeue(self, task_id: str, delay: float, lease: float | None) -> Call[Verdict]:
+        """Give a working task back."""
+        lease_text = b"" if lease is None else text_of_seconds(lease)
+        item = (task_id.encode(), _token(task_id), text_of_seconds(delay), lease_text)
+        return Call(scripts.REQUEUE, self._table, self._waking, item, 1, _read_verdict)
+
+    def release(self, task_id: str, status: TorrelqueTaskStatus, result: bytes | None, keep: float) -> Call[Verdict]:
+        """End a working task; *keep* seconds count only with a result."""
+        milliseconds = 0 if result is None else max(1, round(keep * 1000))
+        item = (task_id.encode(), _token(task_id), b"%d" % status, b"%d" % milliseconds, result or b"")
+        return Call(scripts.RELEASE, self._table, (), item, 1, _read_verdict)
+
+    def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:
+        """Move the end of a lease. Outcome: the new end, unix time in seconds, or why not."""
+        head = (*self._waking, text_of_seconds(default_lease))
+        item = (task_id.encode(), _token(task_id), b"" if lease is None else text_of_seconds(lease))
+        return Call(scripts.EXTEND, self._table, head, item, 1, _read_extension)
+
+    def hand_back(self, deliveries: Iterable[tuple[bytes, int | None]]) -> Call[bool]:
+        """Undo deliveries nobody saw: (id, delivery number), the number ``None`` for an id not adopted yet."""
+        flat: list[bytes] = []
+        for task_id, count in deliveries:
+            flat += (task_id, b"" if count is None else b"%d" % count)
+        return Call(scripts.HANDBACK, self._table, (), tuple(flat), len(flat) // 2, _is_done)
+
+    def sweep(self, default_lease: float, cursor: bytes) -> Call[SweepStep]:
+        """One step of a sweep, going on from *cursor*: :data:`SWEEP_ALL` or :data:`SWEEP_TIMED` at first."""
+        head = (b"%d" % SWEEP_BOUND, text_of_seconds(default_lease), cursor)
+        return Call(scripts.SWEEP, self._sweep_table, head, (), 0, _read_sweep)
+
+    def stats(self) -> Call[TorrelqueQueueStats]:
+        """Count the tasks."""
+        return Call(scripts.STATS, self._table, (), (), 0, _read_stats)
+
+    def state(self, task_id: bytes) -> Call[Fields]:
+        """Read a state."""
+        return Call(scripts.STATE, self._table, (), (task_id,), 1, _read_fields)
+
+
+def outcomes(reply: Reply) -> list[Reply]:
+    """Part the answer to a call with items."""
+    return reply.split() if isinstance(reply, bytes) else list(reply)
+
+
+_VERDICTS = {b"%d" % verdict: verdict for verdict in Verdict}
+
+
+def _read_verdict(text: bytes) -> Verdict:
+    return _VERDICTS[text]
+
+
+def _read_extension(text: bytes) -> float | Verdict:
+    verdict = _VERDICTS.get(text)
+    return float(text) if verdict is None else verdict
+
+
+def _is_done(text: bytes) -> bool:
+    return text == b"1"
+
+
+def _read_fields(reply: Reply) -> Fields:
+    return list(reply)
+
+
+def _read_claim(reply: Reply) -> Claim:
+    """Read the answer of the dequeue script."""
+    until_next, more, dropped, *tasks = reply
+    return Claim([_read_delivery(task) for task in tasks], dropped, _seconds_of_text(until_next), bool(more))
+
+
+def _read_delivery(task: bytes) -> Delivery:
+    count, lease, length, rest = task.split(b"\n", 3)
+    end = int(length)
+    return Delivery(rest[:end], int(count), float(lease), rest[end:])
+
+
+def _read_sweep(reply: Reply) -> SweepStep:
+    """Read the answer of the sweep script."""
+    stale, due, undequeued, dropped, cursor, until_next = reply
+    return SweepStep(SweepReport(stale, due, undequeued), dropped, cursor, _seconds_of_text(until_next))
+
+
+def _read_stats(reply: Reply) -> TorrelqueQueueStats:
+    """Read the answer of the stats script."""
+    return TorrelqueQueueStats(*(int(count) for count in reply))

@@ -1,0 +1,149 @@
+"""Arguments are checked here, before any I/O: each error names the parameter, the value and the range."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from .errors import TorrelqueTypeError, TorrelqueValueError
+from .model import FINAL, TorrelqueTaskStatus
+
+#: Ten years: beyond it a time is a mistake, and Redis' own arithmetic gets imprecise.
+MAX_SECONDS = 315_360_000.0
+#: Redis' expiries and block times are milliseconds; a shorter lease could not be told from none.
+MIN_SECONDS = 0.001
+#: A single ``dequeue`` takes no more than this, whatever it asks for.
+MAX_TASKS = 1000
+MAX_NAME_BYTES = 128
+
+_QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
+_NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def shown(value: object) -> str:
+    """Show a value in an error: its repr may be long, fail, or (an int of 5,000 digits) be refused by Python."""
+    try:
+        return f"{value!r:.160}"
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _number(parameter: str, value: object) -> float:
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TorrelqueTypeError(f"{parameter} must be a number of seconds, not {type(value).__name__}: {shown(value)}")
+    return value
+
+
+def _seconds(parameter: str, value: object, low: float, what: str) -> float:
+    number = _number(parameter, value)
+    if not low <= number <= MAX_SECONDS:  # a NaN compares false
+        raise TorrelqueValueError(f"{parameter} must be {what}, at most {MAX_SECONDS:.0f}: {shown(value)}")
+    return float(number)
+
+
+def positive_seconds(parameter: str, value: object) -> float:
+    """Check a length that may not be nothing: a lease, an interval, a time to keep."""
+    return _seconds(parameter, value, MIN_SECONDS, f"a number of seconds, at least {MIN_SECONDS}")
+
+
+def seconds(parameter: str, value: object) -> float:
+    """Check a length that may be nothing: a delay."""
+    return _seconds(parameter, value, 0.0, "a number of seconds, 0 or more")
+
+
+def timeout(parameter: str, value: object) -> float | None:
+    """Check how long a caller waits: ``None`` is without limit, 0 does not wait at all."""
+    if value is None:
+        return None
+    return seconds(parameter, value)
+
+
+def max_tasks(value: object) -> int:
+    """Check how many tasks a ``dequeue`` asks for, and clamp it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TorrelqueTypeError(f"max_tasks must be an int, not {type(value).__name__}: {shown(value)}")
+    if value < 1:
+        raise TorrelqueValueError(f"max_tasks must be 1 or more (above {MAX_TASKS} is clamped): {shown(value)}")
+    return min(value, MAX_TASKS)
+
+
+def queue(value: object) -> str:
+    """Check the name of a queue."""
+    if not isinstance(value, str):
+        raise TorrelqueTypeError(f"queue must be a str, not {type(value).__name__}: {shown(value)}")
+    if not 0 < len(value) <= MAX_NAME_BYTES or not _QUEUE.fullmatch(value):
+        raise TorrelqueValueError(
+            f"queue must be 1 to {MAX_NAME_BYTES} characters of A-Z a-z 0-9 _ . : -"
+            f" and at most one {{...}} that is not empty: {shown(value)}"
+        )
+    return value
+
+
+def task_id(value: object) -> bytes:
+    """Check an id that names a task, and encode it."""
+    if not isinstance(value, str):
+        raise TorrelqueTypeError(f"task_id must be a str, not {type(value).__name__}: {shown(value)}")
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:
+        encoded = b""
+    if not 0 < len(encoded) <= MAX_NAME_BYTES or _CONTROL.search(value):
+        raise TorrelqueValueError(
+            f"task_id must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without control characters: {shown(value)}"
+        )
+    return encoded
+
+
+def new_task_id(value: object) -> str:
+    """Check an id that a producer chose for a new task."""
+    if not isinstance(value, str):
+        raise TorrelqueTypeError(f"task_id must be a str, not {type(value).__name__}: {shown(value)}")
+    if not _NEW_TASK_ID.fullmatch(value):
+        raise TorrelqueValueError(f"task_id must be 1 to 128 characters of A-Z a-z 0-9 _ . -: {shown(value)}")
+    return value
+
+
+def final_status(value: object) -> TorrelqueTaskStatus:
+    """Check the status that a release gives: COMPLETED or REJECTED."""
+    if isinstance(value, TorrelqueTaskStatus) and value in FINAL:
+        return value
+    number = value.value if isinstance(value, TorrelqueTaskStatus) else value
+    error = TorrelqueValueError if isinstance(value, TorrelqueTaskStatus) else TorrelqueTypeError
+    raise error(f"Invalid status for released task: {shown(number)}")
+
+
+def new_task_ids(values: Sequence[str] | None, count: int) -> list[str] | None:
+    """Check the ids that a producer chose for *count* new tasks."""
+    if values is None:
+        return None
+    if not isinstance(values, Sequence):
+        raise TorrelqueTypeError(f"task_ids must be a sequence of ids, not {type(values).__name__}: {shown(values)}")
+    if isinstance(values, str) or len(values) != count:
+        raise TorrelqueValueError(f"task_ids must be a sequence of {count} ids, one for each task")
+    return [new_task_id(value) for value in values]
+
+
+def url(value: object) -> str:
+    """Check the URL of a server; what it may hold of secrets is not repeated in an error."""
+    if not isinstance(value, str):
+        raise TorrelqueTypeError(f"url must be a str, not {type(value).__name__}")
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise TorrelqueValueError("url cannot be read, or its port is not 1 to 65535") from None
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise TorrelqueValueError(f"url must begin with redis://, rediss:// or unix://, not {parts.scheme!r:.40}")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise TorrelqueValueError("url names no socket: write unix:///path/to/socket")
+    elif not parts.hostname or port == 0:
+        raise TorrelqueValueError("url must name a host, and a port of 1 to 65535 if any: redis://host:6379/0")
+    elif parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+        # Its text is not shown: after a password that holds a slash it would be the rest of the password.
+        raise TorrelqueValueError("url must name a database by its number: redis://host:6379/0")
+    return value

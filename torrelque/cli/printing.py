@@ -1,0 +1,68 @@
+"""Prints what the queue says: for people, or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from torrelque.model import TorrelqueTaskState, TorrelqueTaskStatus
+
+
+@contextmanager
+def progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show progress on standard error, if it is a terminal, and not the one where the ids are printed."""
+    shown = sys.stderr.isatty() and not sys.stdout.isatty()
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+        bar = progress.add_task("tasks", total=total)
+        yield lambda count: progress.advance(bar, count)
+
+
+def plain(task_id: str, found: TorrelqueTaskState) -> dict[str, Any]:
+    """What is known about a task, for programs."""
+    return {"id": task_id, **found._asdict(), "status": found.status.name.lower()}
+
+
+def readable(task_id: str, found: TorrelqueTaskState) -> dict[str, Any]:
+    """What is known about a task, for people."""
+    known = {name: value for name, value in plain(task_id, found).items() if value is not None}
+    return {name: _moment(value) if name.endswith("_time") else value for name, value in known.items()}
+
+
+def line(found: TorrelqueTaskState) -> str:
+    since = found.enqueue_time
+    if found.status.isfinal():
+        since = found.release_time or since
+    elif found.status is TorrelqueTaskStatus.WORKING:
+        since = found.last_dequeue_time or since
+    else:
+        since = found.last_requeue_time or since
+    counts = f"deliveries {found.dequeue_count}, returns {found.requeue_count}"
+    result = f", result {as_json_text(found.result)}" if found.status.isfinal() else ""
+    return f"{_moment(since)}  {found.status.name.lower():<9}  {counts}{result}"
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+
+
+def show(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(as_json_text(values))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        click.echo(f"{name:<{width}}  {value if isinstance(value, str) else as_json_text(value)}")
+
+
+def as_json_text(value: Any) -> str:
+    # ASCII: what a result holds can do nothing to a terminal, nor to an encoding.
+    return json.dumps(value)

@@ -1,0 +1,89 @@
+"""One table: what Redis or a client says went wrong, and which of this library's errors it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torrelque.errors import (
+    TorrelqueError,
+    TorrelqueFullError,
+    TorrelqueStorageError,
+    TorrelqueUnavailableError,
+)
+
+#: Redis' error codes. Each of these means that the script has not written anything.
+CODES: dict[str, type[TorrelqueError]] = {
+    "OOM": TorrelqueFullError,
+    "LOADING": TorrelqueUnavailableError,
+    "READONLY": TorrelqueUnavailableError,
+    "MASTERDOWN": TorrelqueUnavailableError,
+    "BUSY": TorrelqueUnavailableError,
+    "MISCONF": TorrelqueUnavailableError,
+    "NOREPLICAS": TorrelqueUnavailableError,
+    "UNBLOCKED": TorrelqueUnavailableError,
+    "CLUSTERDOWN": TorrelqueUnavailableError,
+    "TRYAGAIN": TorrelqueUnavailableError,
+}
+
+#: The clients turn some codes into classes and cut them from the text.
+CODE_OF_CLASS = {
+    "OutOfMemoryError": "OOM",
+    "BusyLoadingError": "LOADING",
+    "ReadOnlyError": "READONLY",
+    "MasterDownError": "MASTERDOWN",
+    "UnblockedError": "UNBLOCKED",
+    "ClusterDownError": "CLUSTERDOWN",
+    "TryAgainError": "TRYAGAIN",
+    "NoScriptError": "NOSCRIPT",
+}
+
+# Redis before 7 reports an error inside a script as "ERR Error running script (...): -OOM ...".
+_CODE = re.compile(r"(?:^|-)([A-Z]{3,})\b")
+
+
+def error_code(error: Exception) -> str:
+    """Name the code that Redis gave, ``ERR`` when it gave none of its own."""
+    for cls in type(error).__mro__:
+        if cls.__name__ in CODE_OF_CLASS:
+            return CODE_OF_CLASS[cls.__name__]
+    codes = [str(code) for code in _CODE.findall(str(error)) if code != "ERR"]
+    return next((code for code in codes if code in CODES or code == "NOSCRIPT"), codes[0] if codes else "ERR")
+
+
+def class_of_code(code: str) -> type[TorrelqueError]:
+    """Look up which error a code is; what is not in the table is a refusal that a retry does not help."""
+    return CODES.get(code, TorrelqueStorageError)
+
+
+@dataclass(frozen=True)
+class ErrorMap:
+    """How one client's errors become this library's."""
+
+    root: type[Exception]
+    """Whatever the client raises of its own."""
+    reply: type[Exception]
+    """What the client makes of an error that the server answered."""
+    ours: Mapping[type[TorrelqueError], type[TorrelqueError]]
+    """For each kind of error the class that is also one of the client's."""
+
+    @contextmanager
+    def mapped(self, otherwise: type[TorrelqueError]) -> Iterator[None]:
+        """Translate what the body raises; *otherwise* is what a lost connection means at this point."""
+        try:
+            yield
+        except self.root as error:
+            raise self.translate(error, otherwise) from error
+        except (OSError, EOFError, TimeoutError) as error:
+            raise otherwise(f"{type(error).__name__}: {error}") from error
+
+    def translate(self, error: Exception, otherwise: type[TorrelqueError]) -> TorrelqueError:
+        """Translate one error."""
+        code = error_code(error)
+        known = isinstance(error, self.reply) or code != "ERR"
+        translated = (self.ours[class_of_code(code)] if known else otherwise)(str(error))
+        # An error that came as a reply is handed on before anybody raises it `from` its cause.
+        translated.__cause__ = error
+        return translated

@@ -1,0 +1,88 @@
+"""What the rest of the library asks of a client; the queue's words are not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from torrelque.calls import Call, Reply
+
+#: Seconds after which an answer that has not come is given up, and the connection with it: the peer is gone, or
+#: stands still for so long that leases end.
+ANSWER_TIMEOUT = 15.0
+#: The same for a connection that waits in Redis, counted from the end of the wait.
+LATE = 5.0
+
+
+class Blocker(Protocol):
+    """A connection of its own that waits in Redis for an id."""
+
+    async def move(self, source: bytes, destination: bytes, timeout: float) -> bytes | None:
+        """Move the next id from one list to the other, waiting up to *timeout* seconds; ``None`` if none came."""
+        ...
+
+    async def unblock(self) -> None:
+        """End a :meth:`move` under way, from another connection; harmless when there is none."""
+        ...
+
+
+class Subscriber(Protocol):
+    """A connection of its own that receives messages."""
+
+    async def subscribe(self, *channels: bytes) -> None:
+        """Ask for the messages of *channels*; each is confirmed by ``receive``."""
+        ...
+
+    async def unsubscribe(self, *channels: bytes) -> None: ...
+
+    async def ping(self) -> None:
+        """Make sure that the other end is there, while ``receive`` waits in another task.
+
+        :raises TorrelqueUnavailableError: no answer came in time
+        """
+        ...
+
+    async def receive(self) -> tuple[bytes, bytes, bytes | None]:
+        """Wait for the next message: kind (``subscribe``, ``message``, ...), channel, data."""
+        ...
+
+
+class Driver(Protocol):
+    """One client library. Its errors leave as this library's own, the original kept as the cause."""
+
+    #: Number of the database, for the names of keyspace channels.
+    db: int
+    #: A client of a cluster keeps a queue in one slot.
+    cluster: bool
+
+    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
+        """Run each call's script, all in one round trip; one answer or error for each call.
+
+        :raises TorrelqueUnavailableError: nothing was applied
+        :raises TorrelqueUnknownOutcomeError: the connection was lost, each may have been applied or not
+        """
+        ...
+
+    async def config_get(self, name: str) -> str | None:
+        """Read a setting of the server; ``None`` where the server does not tell."""
+        ...
+
+    def stage(self, call: Call[Any], pipeline: Any) -> None:
+        """Queue the call's script on the user's own pipeline; nothing is sent."""
+        ...
+
+    def blocking(self) -> AbstractAsyncContextManager[Blocker]: ...
+
+    def subscribing(self) -> AbstractAsyncContextManager[Subscriber]: ...
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Check that the client can be used here and open what the driver itself owns."""
+        ...
+
+    def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Run *function* in a task that nobody but the event loop owns, for a queue that was not entered.
+
+        :raises TorrelqueError: this client or event loop cannot
+        """
+        ...

@@ -1,0 +1,117 @@
+"""The words of the queue: statuses, states, counts, and the id that carries its delivery number."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+
+class TorrelqueTaskStatus(enum.IntEnum):
+    """Where a task is in its life. ``docs/states.md`` draws which follows which."""
+
+    PENDING = 0
+    """Enqueued, ready for the next consumer."""
+    WORKING = 1
+    """Leased to a consumer."""
+    DELAYED = 2
+    """Enqueued or requeued with a delay that has not passed."""
+    COMPLETED = 3
+    """Released by its consumer as done. Final."""
+    REJECTED = 4
+    """Released by its consumer as not to be done. Final."""
+
+    def isfinal(self) -> bool:
+        """Tell whether a task of this status never changes again."""
+        return self in FINAL
+
+
+FINAL = frozenset({TorrelqueTaskStatus.COMPLETED, TorrelqueTaskStatus.REJECTED})
+
+#: Which status may follow which, and by what. Read by tests and drawn in ``docs/states.md``.
+TRANSITIONS: dict[TorrelqueTaskStatus, dict[str, TorrelqueTaskStatus]] = {
+    TorrelqueTaskStatus.PENDING: {
+        "dequeue": TorrelqueTaskStatus.WORKING,
+    },
+    TorrelqueTaskStatus.WORKING: {
+        "extend": TorrelqueTaskStatus.WORKING,
+        "hand back": TorrelqueTaskStatus.PENDING,
+        "requeue": TorrelqueTaskStatus.PENDING,
+        "requeue with delay": TorrelqueTaskStatus.DELAYED,
+        "sweep": TorrelqueTaskStatus.PENDING,
+        "release as completed": TorrelqueTaskStatus.COMPLETED,
+        "release as rejected": TorrelqueTaskStatus.REJECTED,
+    },
+    TorrelqueTaskStatus.DELAYED: {
+        "sweep": TorrelqueTaskStatus.PENDING,
+    },
+    TorrelqueTaskStatus.COMPLETED: {},
+    TorrelqueTaskStatus.REJECTED: {},
+}
+
+
+class TorrelqueTaskState(NamedTuple):
+    """What is known about a task. All times are unix times in seconds, by the clock of Redis."""
+
+    status: TorrelqueTaskStatus
+    """Where the task is in its life."""
+    timeout: float
+    """Length of a lease, seconds."""
+    result: Any
+    """What ``release`` kept; ``None`` when nothing."""
+    dequeue_count: int
+    """Deliveries so far: the number that the latest delivery carries."""
+    requeue_count: int
+    """Returns to *pending* so far: requeues, sweeps of stale leases and delays that came due."""
+    enqueue_time: float
+    last_dequeue_time: float | None
+    last_requeue_time: float | None
+    release_time: float | None
+
+
+class TorrelqueQueueStats(NamedTuple):
+    """How many tasks the queue holds."""
+
+    tasks: int
+    """All live tasks."""
+    pending: int
+    working: int
+    delayed: int
+
+
+class TorrelqueTaskId(str):
+    """The id that ``dequeue`` returns: a :class:`str` that also knows which delivery it came from.
+
+    Given back to ``release``, ``requeue`` or ``extend`` it acts only while that delivery still holds the task.
+    A plain string acts without that check, as documented for the published package.
+
+    :ivar dequeue_count: the number of the delivery, from 1; the fencing token
+    :ivar task_timeout: length of the lease in seconds, counted from the delivery
+    """
+
+    __slots__ = ("_delivered", "_settled", "dequeue_count", "task_timeout")
+
+    dequeue_count: int
+    task_timeout: float
+    _delivered: float | None
+    _settled: bool
+
+    def __new__(cls, task_id: str, dequeue_count: int, task_timeout: float) -> TorrelqueTaskId:
+        self = super().__new__(cls, task_id)
+        self.dequeue_count = dequeue_count
+        self.task_timeout = task_timeout
+        #: When it came, by the clock of the event loop; ``None`` for an id that came by another way.
+        self._delivered = None
+        #: It was given to release or requeue: that its lease ends then is no surprise.
+        self._settled = False
+        return self
+
+    def __reduce__(self) -> tuple[type[TorrelqueTaskId], tuple[str, int, float]]:
+        return type(self), (str(self), self.dequeue_count, self.task_timeout)
+
+
+class SweepReport(NamedTuple):
+    """What one sweep gave back to *pending*, as documented: ``(stale, due, undequeued)``."""
+
+    stale: int
+    due: int
+    undequeued: int

@@ -1,0 +1,546 @@
+"""The face of the library: the documented methods, each a few lines, over the floors beneath."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, current_time
+from anyio.abc import TaskStatus
+
+from . import checks
+from .background import Background
+from .batching import Coalescer
+from .calls import BOUND, MAX_BYTES, Call, Calls, Delivery, Fields, Verdict
+from .codec import JSON, Serialiser, encode
+from .drivers import Driver, driver_for, driver_for_url
+from .errors import (
+    TorrelqueClosedError,
+    TorrelqueDecodeError,
+    TorrelqueError,
+    TorrelqueLeaseLostError,
+    TorrelqueLookupError,
+    TorrelqueNotWorkingError,
+    TorrelqueTimeoutError,
+    TorrelqueTypeError,
+)
+from .keys import NAMES, Keys
+from .leasing import keep_lease
+from .listening import Hub
+from .model import (
+    SweepReport,
+    TorrelqueQueueStats,
+    TorrelqueTaskId,
+    TorrelqueTaskState,
+    TorrelqueTaskStatus,
+)
+from .sweeping import Sweeper
+from .waiting import Room
+from .watching import Watches
+
+logger = logging.getLogger("torrelque")
+
+#: Leaving a queue waits this many seconds for what is under way.
+GRACE = 1.0
+
+
+class Torrelque:
+    """A reliable work queue in Redis or Valkey.
+
+    ``async with Torrelque(client) as queue:`` opens the task group that owns everything the queue does in the
+    background. With :class:`redis.asyncio.Redis` on asyncio the documented methods also work without entering.
+
+    :param client: a :class:`redis.asyncio.Redis` (asyncio) or an entered :class:`coredis.Redis` (asyncio, Trio)
+    :param queue: name of the queue, the prefix of its keys
+    :param serialiser: anything with ``dumps`` and ``loads``; JSON by default
+    :raises TorrelqueError: another client, or a name that is not allowed
+    """
+
+    task_timeout: float = 300
+    """Default length of a lease, seconds."""
+    sweep_interval: float = 30
+    """Default seconds between scheduled sweeps."""
+    result_ttl: float = 3600
+    """Default seconds for which a result is kept."""
+    keys: dict[str, str] = NAMES
+    """The documented table of key names; on an instance they carry the prefix."""
+
+    def __init__(self, client: Any, *, queue: str = "trq", serialiser: Serialiser = JSON) -> None:
+        self._build(driver_for(client), queue, serialiser)
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, queue: str = "trq", serialiser: Serialiser = JSON, **client_options: Any
+    ) -> Torrelque:
+        """Make a queue with a coredis client of its own, opened and closed by ``async with queue:``.
+
+        :param url: ``redis://[user:password@]host[:port][/db]``, ``rediss://...`` or ``unix:///path[?db=0]``
+        :param client_options: passed to :meth:`coredis.Redis.from_url`
+        :raises TorrelqueError: the URL cannot be used
+        """
+        self = cls.__new__(cls)
+        self._build(driver_for_url(checks.url(url), client_options), queue, serialiser)
+        return self
+
+    def _build(self, driver: Driver, queue: str, serialiser: Serialiser) -> None:
+        if not callable(getattr(serialiser, "dumps", None)) or not callable(getattr(serialiser, "loads", None)):
+            raise TorrelqueTypeError(f"serialiser must have dumps() and loads(): {checks.shown(serialiser)}")
+        spelled = Keys(checks.queue(queue), cluster=driver.cluster)
+        self.keys = spelled.names
+        self._name = queue
+        self._serialiser = serialiser
+        self._driver = driver
+        self._background = Background(driver)
+        self._calls = Calls(spelled)
+        self._coalescer = Coalescer(driver, self._background)
+        self._hub = Hub(driver, self._background)
+        self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease)
+        self._sweeper = Sweeper(self._coalescer, self._hub, spelled, self._calls, self._lease)
+        self._watches = Watches(driver, self._background, self._coalescer, self._hub, spelled, self._calls)
+        self._schedule: CancelScope | None = None
+        self._closed = False
+        self._use: AbstractAsyncContextManager[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r}>"
+
+    async def __aenter__(self) -> Self:
+        if self._use is not None:
+            raise TorrelqueError(f"Queue {self._name!r} has been entered already: make another object for another use")
+        use = self._use = self._open()
+        try:
+            await use.__aenter__()
+        except BaseException:
+            self._use = None
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._use is not None
+        return await self._use.__aexit__(exc_type, exc, traceback)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncGenerator[None]:
+        failure: BaseException | None = None
+        async with self._driver.opened():
+            try:
+                async with create_task_group() as group:
+                    self._background.enter(group)
+                    try:
+                        yield
+                    finally:
+                        await self._close()
+            except BaseExceptionGroup as errors:
+                # A task group wraps whatever passes it; one error leaves as it came.
+                failure = errors.exceptions[0] if len(errors.exceptions) == 1 else errors
+        if failure is not None:
+            raise failure
+
+    async def _close(self) -> None:
+        self._closed = True
+        self.unschedule_sweep()
+        self._room.close()
+        self._hub.close()
+        await self._background.drain(GRACE)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TorrelqueClosedError(f"Queue {self._name!r} is closed: call it inside its `async with`")
+
+    def _lease(self) -> float:
+        return checks.positive_seconds("task_timeout", self.task_timeout)
+
+    async def enqueue(
+        self,
+        task: Any,
+        *,
+        task_timeout: float | None = None,
+        delay: float | None = None,
+        pipeline: Any = None,
+        task_id: str | None = None,
+    ) -> str:
+        """Add a task to the queue.
+
+        :param task: the payload, anything the serialiser takes
+        :param task_timeout: length of each lease, seconds; ``self.task_timeout`` by default
+        :param delay: seconds before the task is due; at once by default
+        :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed
+        :param task_id: 1 to 128 characters of ``A-Z a-z 0-9 _ . -``. The same id again, while the task lives or its
+            result is kept, changes nothing: this makes a retry after a lost answer safe. Random by default
+        :returns: the id of the task
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueRedisError: Redis failed
+        """
+        known = secrets.token_hex(16) if task_id is None else checks.new_task_id(task_id)
+        lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
+        wait = 0.0 if delay is None else checks.seconds("delay", delay)
+        call = self._calls.enqueue([(known, encode(self._serialiser, task, "task"))], lease, wait)
+        await self._run(call, pipeline)
+        return known
+
+    async def enqueue_many(
+        self,
+        tasks: Iterable[Any],
+        *,
+        task_timeout: float | None = None,
+        delay: float | None = None,
+        task_ids: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Add many tasks, in scripts of bounded size, each of which adds all of its tasks or none.
+
+        Everything is checked and serialised before the first is sent. When Redis fails half-way, the tasks sent
+        until then stay; with *task_ids* the whole call can be repeated safely.
+
+        :param tasks: the payloads
+        :param task_timeout: as for :meth:`enqueue`, for all
+        :param delay: as for :meth:`enqueue`, for all
+        :param task_ids: one for each task, as for :meth:`enqueue`
+        :returns: the ids, in the order of the tasks
+        """
+        lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
+        wait = 0.0 if delay is None else checks.seconds("delay", delay)
+        if not isinstance(tasks, Iterable):
+            raise TorrelqueTypeError(f"tasks must be an iterable, not {type(tasks).__name__}: {checks.shown(tasks)}")
+        bodies = [encode(self._serialiser, task, "tasks") for task in tasks]
+        ids = checks.new_task_ids(task_ids, len(bodies)) or [secrets.token_hex(16) for _ in bodies]
+        for chunk in _chunks(list(zip(ids, bodies, strict=True))):
+            self._check_open()
+            await self._coalescer.run(self._calls.enqueue(chunk, lease, wait))
+        return ids
+
+    async def _run(self, call: Call[Any], pipeline: Any) -> Any:
+        """Run a call now, or queue it on the user's own pipeline (then there is no outcome yet)."""
+        self._check_open()
+        if pipeline is not None:
+            self._driver.stage(call, pipeline)
+            return None
+        return await self._coalescer.run_one(call)
+
+    @overload
+    async def dequeue(  # type: ignore[overload-overlap]  # 1 is an int too: what is not the literal is taken as more
+        self, timeout: float | None = None, *, max_tasks: Literal[1] = 1
+    ) -> tuple[TorrelqueTaskId, Any]: ...
+
+    @overload
+    async def dequeue(self, timeout: float | None = None, *, max_tasks: int) -> list[tuple[TorrelqueTaskId, Any]]: ...
+
+    async def dequeue(
+        self, timeout: float | None = None, *, max_tasks: int = 1
+    ) -> tuple[TorrelqueTaskId, Any] | list[tuple[TorrelqueTaskId, Any]]:
+        """Lease the next task, waiting for one.
+
+        Cancelled at any moment it leaves nothing behind: a task that was on its way goes back to the head of the
+        queue as if it had not been dequeued.
+
+        :param timeout: seconds to wait; ``None`` without limit, 0 not at all
+        :param max_tasks: with more than 1, what is there up to this many (above 1,000 is clamped) comes as a list
+        :returns: ``(task_id, task)``, or with ``max_tasks > 1`` always a list of these, at least one
+        :raises TorrelqueTimeoutError: nothing came in time
+        :raises TorrelqueDecodeError: the payload cannot be read; that task stays leased, others are handed back
+        :raises TorrelqueRedisError: Redis failed
+        """
+        wanted, wait = checks.max_tasks(max_tasks), checks.timeout("timeout", timeout)
+        self._check_open()
+        self._lease()  # a default that is nonsense is the caller's error, not one of the background
+        deliveries = await self._room.dequeue(wanted, wait)
+        if not deliveries:
+            raise TorrelqueTimeoutError(f"No task came within {wait} s")
+        tasks = self._decode_all(deliveries)
+        return tasks[0] if max_tasks == 1 else tasks
+
+    def _decode_all(self, deliveries: list[Delivery]) -> list[tuple[TorrelqueTaskId, Any]]:
+        loads = self._serialiser.loads
+        tasks: list[tuple[TorrelqueTaskId, Any]] = []
+        now = current_time()
+        for i, delivery in enumerate(deliveries):
+            task_id = TorrelqueTaskId(delivery.task_id.decode(errors="replace"), delivery.count, delivery.lease)
+            task_id._delivered = now
+            try:
+                tasks.append((task_id, loads(delivery.body)))
+            except Exception as error:
+                self._room.hand_back(deliveries[:i] + deliveries[i + 1 :])
+                raise TorrelqueDecodeError(task_id, delivery.body, "payload") from error
+        return tasks
+
+    async def requeue(
+        self,
+        task_id: str,
+        delay: float | None = None,
+        *,
+        task_timeout: float | None = None,
+        pipeline: Any = None,
+        strict: bool = False,
+    ) -> None:
+        """Give a working task back to the queue.
+
+        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task
+        :param delay: seconds before the task is due again; at once by default
+        :param task_timeout: length of each lease from now on, seconds; as before by default
+        :param pipeline: the client's pipeline to queue the call on
+        :param strict: raise what is otherwise logged as a warning when nothing could be done
+        :raises TorrelqueLookupError: (strict) there is no such task
+        :raises TorrelqueNotWorkingError: (strict) nobody holds the task
+        :raises TorrelqueLeaseLostError: (strict) a later delivery holds the task
+        """
+        checks.task_id(task_id)
+        wait = 0.0 if delay is None else checks.seconds("delay", delay)
+        lease = None if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
+        await self._settle("requeue", task_id, self._calls.requeue(task_id, wait, lease), pipeline, strict)
+
+    async def release(
+        self,
+        task_id: str,
+        *,
+        result: Any = None,
+        result_ttl: float | None = None,
+        status: TorrelqueTaskStatus = TorrelqueTaskStatus.COMPLETED,
+        pipeline: Any = None,
+        strict: bool = False,
+    ) -> None:
+        """End a working task.
+
+        Without a result everything about the task goes at once, whatever the status; with one, the final state
+        stays readable for *result_ttl* seconds.
+
+        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task
+        :param result: anything the serialiser takes; ``None`` is no result
+        :param result_ttl: seconds to keep the state; ``self.result_ttl`` by default
+        :param status: COMPLETED or REJECTED
+        :param pipeline: the client's pipeline to queue the call on
+        :param strict: raise what is otherwise logged as a warning when nothing could be done
+        :raises TorrelqueError: ``Invalid status for released task: N``
+        :raises TorrelqueLookupError: (strict) there is no such task
+        :raises TorrelqueNotWorkingError: (strict) nobody holds the task
+        :raises TorrelqueLeaseLostError: (strict) a later delivery holds the task
+        """
+        checks.task_id(task_id)
+        final = checks.final_status(status)
+        keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
+        body = None if result is None else encode(self._serialiser, result, "result")
+        await self._settle("release", task_id, self._calls.release(task_id, final, body, keep), pipeline, strict)
+
+    async def _settle(self, operation: str, task_id: str, call: Call[Verdict], pipeline: Any, strict: bool) -> None:
+        settled = getattr(task_id, "_settled", False)
+        if isinstance(task_id, TorrelqueTaskId):
+            # Said before it is sent, for a renewal of the lease may be answered before this call returns.
+            task_id._settled = True
+        try:
+            verdict = await self._run(call, pipeline)
+            settled = settled or verdict is None or verdict is Verdict.APPLIED
+        finally:
+            if isinstance(task_id, TorrelqueTaskId):
+                task_id._settled = settled
+        _judge(operation, task_id, verdict, strict)
+
+    async def extend(self, task_id: str, task_timeout: float | None = None) -> float:
+        """Let the lease of a working task end a full length from now, whatever was left of it.
+
+        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task
+        :param task_timeout: the length, seconds; the task's own by default
+        :returns: when the lease now ends, unix time in seconds by the clock of Redis
+        :raises TorrelqueLookupError: there is no such task
+        :raises TorrelqueNotWorkingError: nobody holds the task
+        :raises TorrelqueLeaseLostError: a later delivery holds the task
+        """
+        checks.task_id(task_id)
+        lease = None if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
+        ends = await self._run(self._calls.extend(task_id, lease, self._lease()), None)
+        if isinstance(ends, Verdict):
+            _judge("extend", task_id, ends, strict=True)
+        return float(ends)
+
+    def lease(
+        self, task_id: TorrelqueTaskId, task_timeout: float | None = None
+    ) -> AbstractAsyncContextManager[CancelScope]:
+        """Hold the lease of a task as long as the body runs: ``async with queue.lease(task_id): ...``.
+
+        The lease is extended at half of its time. When it is lost all the same (the process stood still, Redis was
+        away for too long), the body is cancelled, for somebody else may be at work on the task. The body may release
+        or requeue the task: given *task_id* itself, that is no loss, and the rest of the body runs on.
+
+        :param task_id: as ``dequeue`` returned it
+        :param task_timeout: seconds of each extension; the task's own length by default
+        :raises TorrelqueLookupError: the lease was lost, and the body was cancelled or did not begin
+        """
+        if not isinstance(task_id, TorrelqueTaskId):
+            raise TorrelqueTypeError(f"task_id must be the one that dequeue returned: {checks.shown(task_id)}")
+        checks.task_id(task_id)
+        own = checks.positive_seconds("task_timeout", task_id.task_timeout)
+        lease = own if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
+        self._check_open()
+
+        async def extend() -> float:
+            return await self.extend(task_id, lease)
+
+        delivered = task_id._delivered
+        ends_in = None if delivered is None else own - (current_time() - delivered)
+        return keep_lease(extend, lease, ends_in, lambda: task_id._settled)
+
+    async def get_task_state(self, task_id: str) -> TorrelqueTaskState:
+        """Read what is known about a task.
+
+        :param task_id: the task
+        :returns: its state; all times are unix times in seconds by the clock of Redis
+        :raises TorrelqueLookupError: there is no such task, or its result was not kept, or no longer
+        :raises TorrelqueDecodeError: the result cannot be read
+        """
+        encoded = checks.task_id(task_id)
+        fields = await self._run(self._calls.state(encoded), None)
+        if fields[0] is None:
+            raise TorrelqueLookupError(f"Task {task_id} is unknown")
+        return self._state(task_id, fields)
+
+    def _state(self, task_id: str, fields: Fields) -> TorrelqueTaskState:
+        status, timeout, result, dequeues, requeues, *times = fields
+        try:
+            value = None if result is None else self._serialiser.loads(result)
+        except Exception as error:
+            raise TorrelqueDecodeError(task_id, result or b"", "result") from error
+        enqueued, dequeued, requeued, released = (_number(text) for text in times)
+        return TorrelqueTaskState(
+            status=_status(task_id, status),
+            timeout=_number(timeout) or self._lease(),
+            result=value,
+            dequeue_count=int(_number(dequeues) or 0),
+            requeue_count=int(_number(requeues) or 0),
+            enqueue_time=enqueued or 0.0,
+            last_dequeue_time=dequeued,
+            last_requeue_time=requeued,
+            release_time=released,
+        )
+
+    async def get_queue_stats(self) -> TorrelqueQueueStats:
+        """Count the tasks of the queue, all at one moment."""
+        self._check_open()
+        return await self._coalescer.run_whole(self._calls.stats())
+
+    def watch(self, task_id: str, *, timeout: float | None = None) -> AsyncGenerator[TorrelqueTaskState]:
+        """Follow a task: ``async for state in queue.watch(task_id): ...``.
+
+        First comes the present state, then each change of status (changes that follow each other faster than they
+        are read may be merged into the latest). It ends when the task is released: after the final state if a
+        result was kept, without it otherwise. Nothing is held open between two states.
+
+        :param task_id: the task
+        :param timeout: seconds for the whole watch; without limit by default
+        :raises TorrelqueError: ``Redis notify-keyspace-events must include KA or Kgh``
+        :raises TorrelqueLookupError: there is no such task
+        :raises TorrelqueTimeoutError: the time has passed
+        """
+        return self._watch(task_id, checks.task_id(task_id), checks.timeout("timeout", timeout))
+
+    async def _watch(self, task_id: str, encoded: bytes, timeout: float | None) -> AsyncGenerator[TorrelqueTaskState]:
+        self._check_open()
+        watcher = await self._watches.open(encoded, timeout)
+        try:
+            while (fields := await watcher.next()) is not None:
+                state = self._state(task_id, fields)
+                yield state
+                if state.status.isfinal():
+                    return
+        finally:
+            watcher.close()
+            await self._background.settle(lambda: self._hub.settled)
+
+    async def sweep(self) -> tuple[int, int, int]:
+        """Give back what has ended, now.
+
+        :returns: ``(stale, due, undequeued)``: tasks whose lease ended, delayed tasks whose time came, and tasks that
+            two sweeps found between *pending* and *working*, left there by a consumer that is gone
+        """
+        self._check_open()
+        report, _ = await self._sweeper.sweep_once()
+        return report
+
+    async def run_sweep(
+        self, interval: float | None = None, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
+    ) -> None:
+        """Sweep until cancelled, in the caller's own task group: ``await tg.start(queue.run_sweep)``.
+
+        Every *interval* seconds everything is looked at; leases and delays also at the moment when they end.
+        Failures of Redis are logged and outlived.
+
+        :param interval: seconds; ``self.sweep_interval`` by default
+        """
+        seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
+        self._check_open()
+        self._lease()
+        await self._sweeper.run(seconds, task_status=task_status)
+
+    def schedule_sweep(self, interval: float | None = None) -> None:
+        """Sweep in the background from now on, as :meth:`run_sweep` does; replaces what was scheduled before.
+
+        :param interval: seconds; ``self.sweep_interval`` by default
+        """
+        seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
+        self._check_open()
+        self._lease()
+        scope = CancelScope()
+
+        async def sweep() -> None:
+            with scope:
+                await self._sweeper.run(seconds)
+
+        self._background.start_soon(sweep)
+        self.unschedule_sweep()
+        self._schedule = scope
+
+    def unschedule_sweep(self) -> None:
+        """Stop the scheduled sweep; harmless when there is none."""
+        scope, self._schedule = self._schedule, None
+        if scope is not None:
+            scope.cancel()
+
+
+def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> None:
+    """Turn a verdict into nothing, a warning or an error; a call on a pipeline has none yet."""
+    if verdict is None or verdict is Verdict.APPLIED:
+        return
+    errors = {
+        Verdict.UNKNOWN: TorrelqueLookupError(f"Task {task_id} is unknown"),
+        Verdict.NOT_WORKING: TorrelqueNotWorkingError(task_id),
+        Verdict.LEASE_LOST: TorrelqueLeaseLostError(task_id),
+    }
+    if strict:
+        raise errors[verdict]
+    logger.warning("Inconsistent %s, nothing was changed: %s", operation, errors[verdict])
+
+
+def _status(task_id: str, text: bytes | None) -> TorrelqueTaskStatus:
+    try:
+        return TorrelqueTaskStatus(int(text or b""))
+    except ValueError:
+        raise TorrelqueError(f"The stored status of task {task_id} is none: {checks.shown(text)}") from None
+
+
+def _number(text: bytes | None) -> float | None:
+    """Read a stored number; what others stored may be none, or not finite."""
+    try:
+        number = math.nan if text is None else float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _chunks(items: list[tuple[str, bytes]]) -> Iterable[list[tuple[str, bytes]]]:
+    """Cut items into portions for one script each, by number and by bytes."""
+    chunk: list[tuple[str, bytes]] = []
+    size = 0
+    for item in items:
+        if chunk and (len(chunk) == BOUND or size + len(item[1]) > MAX_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += len(item[1])
+    if chunk:
+        yield chunk
+
+
+__all__ = ["SweepReport", "Torrelque"]

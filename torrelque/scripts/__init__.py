@@ -1,0 +1,43 @@
+"""The Lua scripts: one per operation, each headed by its contract, read once from the files beside this one."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as Redis knows it: by its text and the SHA-1 of its text, so that two releases can share a server."""
+
+    name: str
+    text: bytes = field(repr=False)
+    sha1: bytes = field(repr=False)
+    #: Sending it a second time changes nothing, so an answer that was lost is no harm.
+    reads_only: bool = False
+
+
+def _load(*parts: str, reads_only: bool = False) -> Script:
+    """Join the parts of a script; the last one is the operation and names it."""
+    folder = files(__name__)
+    lines: list[str] = []
+    for part in ("head", *parts):
+        text = folder.joinpath(f"{part}.lua").read_text("utf-8")
+        # Comments are for readers: Redis would parse and keep them, and a pipeline send them.
+        lines += [line for line in text.splitlines() if line and not line.lstrip().startswith("--")]
+    body = "\n".join(lines).encode()
+    return Script(parts[-1], body, hashlib.sha1(body).hexdigest().encode(), reads_only)
+
+
+ENQUEUE = _load("wake", "enqueue")
+DEQUEUE = _load("wake", "promote", "dequeue")
+REQUEUE = _load("wake", "settle", "requeue")
+RELEASE = _load("settle", "release")
+EXTEND = _load("wake", "settle", "extend")
+HANDBACK = _load("handback")
+SWEEP = _load("promote", "sweep")
+STATS = _load("stats", reads_only=True)
+STATE = _load("state", reads_only=True)
+
+ALL = (ENQUEUE, DEQUEUE, REQUEUE, RELEASE, EXTEND, HANDBACK, SWEEP, STATS, STATE)

@@ -1,0 +1,22 @@
+-- extend: let the leases of working tasks end `lease` seconds from now, whatever was left of them.
+-- ARGV    1 wake channel   2 horizon   3 default lease, seconds; then for each task: id, delivery number
+--         ('' = any), lease seconds ('' = the task's own)
+-- RETURNS for each task, as text with spaces between: the new end of the lease as text | 0 no such task | -1 not working | -2 a later delivery
+-- ATOMIC  each task by itself; ZREM comes first so that a server whose memory is full still extends
+local soonest = nil
+local reply = {}
+for i = 4, #ARGV, 3 do
+  local id = ARGV[i]
+  local said = verdict(id, ARGV[i + 1])
+  if said == 1 then
+    local own = ARGV[i + 2] ~= '' and ARGV[i + 2] or read(id, 'timeout')[1]
+    local stale = now + lease(own, ARGV[3])
+    redis.call('ZREM', working, id)
+    redis.call('ZADD', working, stamp(stale), id)
+    soonest = math.min(soonest or stale, stale)
+    said = stamp(stale)
+  end
+  reply[#reply + 1] = said
+end
+wake(working, soonest, ARGV[1], ARGV[2])
+return table.concat(reply, ' ')

@@ -1,0 +1,15 @@
+-- settle: may the caller change this task? Read by release, requeue and extend before they write anything.
+-- RETURNS 1 yes | 0 no such task | -1 known, but not working | -2 a later delivery holds it
+local function verdict(id, token)
+  local known = read(id, 'dequeue_count', 'status')
+  if redis.call('ZSCORE', working, id) then
+    if token == '' or tonumber(token) == whole(known[1]) then
+      return 1
+    end
+    return -2
+  end
+  if known[2] or redis.call('HEXISTS', tasks, id) == 1 then
+    return -1
+  end
+  return 0
+end
