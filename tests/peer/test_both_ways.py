@@ -11,7 +11,7 @@ import anyio
 import pytest
 from redis import Redis
 from support import Server, snapshot
-from support.peer import Peer, PeerError, PeerQueue, blocked, frozen, lapse, run_peer, seed, until
+from support.peer import PeerError, PeerQueue, blocked, frozen, lapse, run_peer, seed, until
 
 from torrelque import (
     Torrelque,
@@ -534,12 +534,14 @@ async def test_a_backlog_that_ends_their_sweeps_is_drained_here(
         assert (await theirs.dequeue(1))[1] == f"{place}-0"
 
 
-async def test_a_scheduled_sweep_of_each(open_queue: Any, theirs: PeerQueue, peer: Peer, admin: Redis) -> None:
+async def test_a_scheduled_sweep_of_each(open_queue: Any, server: Server, name: str) -> None:
     """With sweeps of both scheduled, work goes on as with one."""
-    async with open_queue() as ours:
-        ours.schedule_sweep(0.03)
-        await theirs.start("schedule_sweep", 0.03).result()
-        try:
+    # A process for this test alone: 0.9's unscheduling comes to nothing while a sweep of it is under way.
+    with run_peer(server.url) as peer:
+        theirs = peer.on(name)
+        async with open_queue() as ours:
+            ours.schedule_sweep(0.03)
+            await theirs.start("schedule_sweep", 0.03).result()
             for i in range(20):
                 await (theirs if i % 2 else ours).enqueue(i, delay=0.01 if i % 3 else None)
             got = []
@@ -549,5 +551,3 @@ async def test_a_scheduled_sweep_of_each(open_queue: Any, theirs: PeerQueue, pee
             for task_id, _ in got:
                 await ours.release(task_id, strict=True)
             assert await ours.get_queue_stats() == TorrelqueQueueStats(0, 0, 0, 0)
-        finally:
-            await theirs.start("unschedule_sweep").result()
