@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-floor check lint types layers format bench clean
+.PHONY: demo test test-floor check lint types layers format reference bench clean
 
 demo: $(VENV)/.done
 	$(BIN)/torrelque demo $(FOLDER)
@@ -37,6 +37,10 @@ layers: $(VENV)/.done
 format: $(VENV)/.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/reference.md, from the docstrings.
+reference: $(VENV)/.done
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/throughput.py

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SAYS = {
+    "outage_asyncio.py": "2 tasks in the queue",
     "results_asyncio.py": "328350 is the sum",
+    "stop_anyio.py": "finished: short\ngiven back: long\nleft for others: 2",
     "workers_trio.py": "REJECTED, 'https://example.org/broken does not answer', deliveries: 3",
 }
 

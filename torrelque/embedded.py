@@ -136,6 +136,9 @@ async def open_server(
 ) -> AsyncIterator[str]:
     """Run a server for as long as the scope lasts, and yield its URL once it serves.
 
+    It is a real Valkey (or a server of your own) with append-only persistence and keyspace notifications on. It ends
+    with the scope, also when the program is killed by SIGKILL.
+
     :param data_dir: where the data stays between runs, made if it is missing; ``None`` is a temporary
         directory, removed at the end
     :param port: ``None`` listens on a unix socket that only this user can reach; a number listens on
@@ -146,6 +149,7 @@ async def open_server(
         the machine loses a second or two), or ``no`` (when the operating system pleases)
     :param options: more settings of the server, by name; each value is passed as one argument
     :param start_timeout: seconds until it must serve, the time to load its data included
+    :returns: the URL, for :meth:`Torrelque.from_url` or a client
     :raises TorrelqueTypeError: an argument has the wrong type; nothing was started
     :raises TorrelqueValueError: an argument is outside of its range, or ``TORRELQUE_SERVER`` is; nothing was
         started

@@ -15,7 +15,7 @@ class TorrelqueError(Exception):
 
 
 class TorrelqueTimeoutError(TorrelqueError):
-    """The time that the caller allowed has passed."""
+    """The time that the caller allowed has passed: a ``timeout`` of ``dequeue`` or ``watch``."""
 
 
 class TorrelqueLookupError(TorrelqueError):
@@ -31,7 +31,10 @@ class TorrelqueTypeError(TorrelqueError, TypeError):
 
 
 class TorrelqueNotWorkingError(TorrelqueLookupError):
-    """The task is known, but nobody holds it: it was swept, requeued or released. Nothing was changed."""
+    """The task is known, but nobody holds it: it was swept, requeued or released. Nothing was changed.
+
+    :ivar task_id: the id that was given
+    """
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"Task {task_id} is not working: it has been swept, requeued or released")
@@ -39,7 +42,10 @@ class TorrelqueNotWorkingError(TorrelqueLookupError):
 
 
 class TorrelqueLeaseLostError(TorrelqueLookupError):
-    """A later delivery of the task has been made, so this one may not change it. Nothing was changed."""
+    """A later delivery of the task has been made, so this one may not change it. Nothing was changed.
+
+    :ivar task_id: the id that was given
+    """
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"The lease on task {task_id} is lost: it has been delivered again since")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class TorrelqueTaskStatus(enum.IntEnum):
-    """Where a task is in its life. ``docs/states.md`` draws which follows which."""
+    """Where a task is in its life; ``docs/states.md`` draws which status follows which."""
 
     PENDING = 0
     """Enqueued, ready for the next consumer."""
@@ -21,7 +21,10 @@ class TorrelqueTaskStatus(enum.IntEnum):
     """Released by its consumer as not to be done. Final."""
 
     def isfinal(self) -> bool:
-        """Tell whether a task of this status never changes again."""
+        """Tell whether a task of this status never changes again.
+
+        :returns: true for ``COMPLETED`` and ``REJECTED``
+        """
         return self in FINAL
 
 
@@ -50,7 +53,7 @@ TRANSITIONS: dict[TorrelqueTaskStatus, dict[str, TorrelqueTaskStatus]] = {
 
 
 class TorrelqueTaskState(NamedTuple):
-    """What is known about a task. All times are unix times in seconds, by the clock of Redis."""
+    """What is known about a task. The times are unix times in seconds, by the clock of Redis."""
 
     status: TorrelqueTaskStatus
     """Where the task is in its life."""
@@ -63,26 +66,35 @@ class TorrelqueTaskState(NamedTuple):
     requeue_count: int
     """Returns to *pending* so far: requeues, sweeps of stale leases and delays that came due."""
     enqueue_time: float
+    """When the task was enqueued."""
     last_dequeue_time: float | None
+    """When the latest delivery was made; ``None`` before the first."""
     last_requeue_time: float | None
+    """When the task returned to *pending* the last time; ``None`` before the first."""
     release_time: float | None
+    """When the task was released; ``None`` before."""
 
 
 class TorrelqueQueueStats(NamedTuple):
-    """How many tasks the queue holds."""
+    """How many tasks the queue holds; tasks that were released count no more, whether a result is kept or not."""
 
     tasks: int
-    """All live tasks."""
+    """All live tasks. What it has more than the other three together is just being handed out."""
     pending: int
+    """Tasks ready for the next consumer."""
     working: int
+    """Tasks that are leased."""
     delayed: int
+    """Tasks whose delay has not passed."""
 
 
 class TorrelqueTaskId(str):
     """The id that ``dequeue`` returns: a :class:`str` that also knows which delivery it came from.
 
     Given back to ``release``, ``requeue`` or ``extend`` it acts only while that delivery still holds the task.
-    A plain string acts without that check, as documented for the published package.
+    A plain string acts without that check, as documented for the published package. It can be pickled and copied;
+    written as JSON it becomes a plain string and loses its number, and
+    ``TorrelqueTaskId(task_id, dequeue_count, task_timeout)`` makes it anew.
 
     :ivar dequeue_count: the number of the delivery, from 1; the fencing token
     :ivar task_timeout: length of the lease in seconds, counted from the delivery

@@ -53,22 +53,29 @@ class Torrelque:
     """A reliable work queue in Redis or Valkey.
 
     ``async with Torrelque(client) as queue:`` opens the task group that owns everything the queue does in the
-    background. With :class:`redis.asyncio.Redis` on asyncio the documented methods also work without entering.
+    background; once for each object. Leaving it waits up to a second for what is under way. With
+    :class:`redis.asyncio.Redis` on asyncio the methods of the published package 0.9 also work without entering.
 
-    :param client: a :class:`redis.asyncio.Redis` (asyncio) or an entered :class:`coredis.Redis` (asyncio, Trio)
-    :param queue: name of the queue, the prefix of its keys
-    :param serialiser: anything with ``dumps`` and ``loads``; JSON by default
-    :raises TorrelqueError: another client, or a name that is not allowed
+    The attributes below are defaults, which a subclass or an instance may set.
+
+    :param client: a :class:`redis.asyncio.Redis` (asyncio), or a :class:`coredis.Redis` that has been entered
+        (asyncio, Trio)
+    :param queue: name of the queue and prefix of its keys: 1 to 128 characters of ``A-Z a-z 0-9 _ . : -`` and at most
+        one ``{...}``
+    :param serialiser: anything with ``dumps(value) -> bytes`` and ``loads(bytes)``; JSON by default
+    :raises TorrelqueError: another client; on Trio, when it is entered, also a :class:`redis.asyncio.Redis`
+    :raises TorrelqueValueError: the name is not allowed
+    :raises TorrelqueTypeError: an argument has the wrong type
     """
 
     task_timeout: float = 300
-    """Default length of a lease, seconds."""
+    """Length of a lease, seconds, for a task that was given none of its own; at least 0.001."""
     sweep_interval: float = 30
-    """Default seconds between scheduled sweeps."""
+    """Seconds between two sweeps of :meth:`run_sweep` and :meth:`schedule_sweep`; at least 0.001."""
     result_ttl: float = 3600
-    """Default seconds for which a result is kept."""
+    """Seconds for which :meth:`release` keeps a result; at least 0.001."""
     keys: dict[str, str] = NAMES
-    """The documented table of key names; on an instance they carry the prefix."""
+    """Names of the keys in Redis, by their documented words; on an instance with the prefix of the queue."""
 
     def __init__(self, client: Any, *, queue: str = "trq", serialiser: Serialiser = JSON) -> None:
         self._build(driver_for(client), queue, serialiser)
@@ -79,9 +86,15 @@ class Torrelque:
     ) -> Torrelque:
         """Make a queue with a coredis client of its own, opened and closed by ``async with queue:``.
 
+        Works on asyncio and on Trio. Such a queue has to be entered.
+
         :param url: ``redis://[user:password@]host[:port][/db]``, ``rediss://...`` or ``unix:///path[?db=0]``
+        :param queue: name of the queue, as for :class:`Torrelque`
+        :param serialiser: as for :class:`Torrelque`
         :param client_options: passed to :meth:`coredis.Redis.from_url`
-        :raises TorrelqueError: the URL cannot be used
+        :returns: the queue, not entered yet; no connection has been made
+        :raises TorrelqueValueError: the URL cannot be used, or the name is not allowed
+        :raises TorrelqueTypeError: an argument has the wrong type
         """
         self = cls.__new__(cls)
         self._build(driver_for_url(checks.url(url), client_options), queue, serialiser)
@@ -168,15 +181,17 @@ class Torrelque:
     ) -> str:
         """Add a task to the queue.
 
-        :param task: the payload, anything the serialiser takes
-        :param task_timeout: length of each lease, seconds; ``self.task_timeout`` by default
-        :param delay: seconds before the task is due; at once by default
+        :param task: the payload, anything the serialiser takes; falsy values count like any other
+        :param task_timeout: length of each lease, seconds, at least 0.001; ``self.task_timeout`` by default
+        :param delay: seconds before the task is due, 0 or more; at once by default
         :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed
         :param task_id: 1 to 128 characters of ``A-Z a-z 0-9 _ . -``. The same id again, while the task lives or its
             result is kept, changes nothing: this makes a retry after a lost answer safe. Random by default
         :returns: the id of the task
         :raises TorrelqueValueError: an argument is out of range
-        :raises TorrelqueRedisError: Redis failed
+        :raises TorrelqueTypeError: an argument has the wrong type, or the serialiser did not return bytes; errors that
+            the serialiser raises pass through
+        :raises TorrelqueRedisError: Redis failed; :exc:`TorrelqueUnknownOutcomeError` if the answer was lost
         """
         known = secrets.token_hex(16) if task_id is None else checks.new_task_id(task_id)
         lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
@@ -198,11 +213,14 @@ class Torrelque:
         Everything is checked and serialised before the first is sent. When Redis fails half-way, the tasks sent
         until then stay; with *task_ids* the whole call can be repeated safely.
 
-        :param tasks: the payloads
-        :param task_timeout: as for :meth:`enqueue`, for all
-        :param delay: as for :meth:`enqueue`, for all
-        :param task_ids: one for each task, as for :meth:`enqueue`
+        :param tasks: the payloads, of which an iterator is read to its end first
+        :param task_timeout: seconds as for :meth:`enqueue`, for all tasks
+        :param delay: seconds as for :meth:`enqueue`, for all tasks
+        :param task_ids: one for each task, as for :meth:`enqueue`; random by default
         :returns: the ids, in the order of the tasks
+        :raises TorrelqueValueError: an argument is out of range, or there is not one id for each task
+        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueRedisError: Redis failed
         """
         lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
         wait = 0.0 if delay is None else checks.seconds("delay", delay)
@@ -237,11 +255,15 @@ class Torrelque:
         """Lease the next task, waiting for one.
 
         Cancelled at any moment it leaves nothing behind: a task that was on its way goes back to the head of the
-        queue as if it had not been dequeued.
+        queue as if it had not been dequeued. A consumer that waits also takes up delays that pass and leases that
+        end, to the millisecond.
 
-        :param timeout: seconds to wait; ``None`` without limit, 0 not at all
+        :param timeout: seconds to wait; ``None`` without limit, 0 looks once
         :param max_tasks: with more than 1, what is there up to this many (above 1,000 is clamped) comes as a list
-        :returns: ``(task_id, task)``, or with ``max_tasks > 1`` always a list of these, at least one
+        :returns: ``(task_id, task)``, or with ``max_tasks > 1`` always a list of these, at least one. The id is a
+            :class:`TorrelqueTaskId`, which carries the number of the delivery
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueTimeoutError: nothing came in time
         :raises TorrelqueDecodeError: the payload cannot be read; that task stays leased, others are handed back
         :raises TorrelqueRedisError: Redis failed
@@ -278,13 +300,16 @@ class Torrelque:
         pipeline: Any = None,
         strict: bool = False,
     ) -> None:
-        """Give a working task back to the queue.
+        """Give a working task back to the queue, where it goes to the tail.
 
-        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task
-        :param delay: seconds before the task is due again; at once by default
-        :param task_timeout: length of each lease from now on, seconds; as before by default
-        :param pipeline: the client's pipeline to queue the call on
+        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task; a plain ``str`` acts
+            whoever holds it
+        :param delay: seconds before the task is due again, 0 or more; at once by default
+        :param task_timeout: length of each lease from now on, seconds, at least 0.001; as before by default
+        :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed, and what
+            it finds is in the pipeline's results
         :param strict: raise what is otherwise logged as a warning when nothing could be done
+        :raises TorrelqueRedisError: Redis failed
         :raises TorrelqueLookupError: (strict) there is no such task
         :raises TorrelqueNotWorkingError: (strict) nobody holds the task
         :raises TorrelqueLeaseLostError: (strict) a later delivery holds the task
@@ -309,13 +334,16 @@ class Torrelque:
         Without a result everything about the task goes at once, whatever the status; with one, the final state
         stays readable for *result_ttl* seconds.
 
-        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task
-        :param result: anything the serialiser takes; ``None`` is no result
-        :param result_ttl: seconds to keep the state; ``self.result_ttl`` by default
-        :param status: COMPLETED or REJECTED
-        :param pipeline: the client's pipeline to queue the call on
+        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task; a plain ``str`` acts
+            whoever holds it
+        :param result: anything the serialiser takes; ``None`` is no result, other falsy values are one
+        :param result_ttl: seconds to keep the state, at least 0.001; ``self.result_ttl`` by default
+        :param status: ``COMPLETED`` or ``REJECTED``
+        :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed, and what
+            it finds is in the pipeline's results
         :param strict: raise what is otherwise logged as a warning when nothing could be done
         :raises TorrelqueError: ``Invalid status for released task: N``
+        :raises TorrelqueRedisError: Redis failed
         :raises TorrelqueLookupError: (strict) there is no such task
         :raises TorrelqueNotWorkingError: (strict) nobody holds the task
         :raises TorrelqueLeaseLostError: (strict) a later delivery holds the task
@@ -342,9 +370,11 @@ class Torrelque:
     async def extend(self, task_id: str, task_timeout: float | None = None) -> float:
         """Let the lease of a working task end a full length from now, whatever was left of it.
 
-        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task
-        :param task_timeout: the length, seconds; the task's own by default
+        :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task; a plain ``str`` acts
+            whoever holds it
+        :param task_timeout: the length, seconds, at least 0.001; the task's own by default
         :returns: when the lease now ends, unix time in seconds by the clock of Redis
+        :raises TorrelqueRedisError: Redis failed
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueNotWorkingError: nobody holds the task
         :raises TorrelqueLeaseLostError: a later delivery holds the task
@@ -365,9 +395,11 @@ class Torrelque:
         away for too long), the body is cancelled, for somebody else may be at work on the task. The body may release
         or requeue the task: given *task_id* itself, that is no loss, and the rest of the body runs on.
 
-        :param task_id: as ``dequeue`` returned it
-        :param task_timeout: seconds of each extension; the task's own length by default
+        :param task_id: as ``dequeue`` returned it, not a plain ``str``
+        :param task_timeout: seconds of each extension, at least 0.001; the task's own length by default
+        :returns: a context manager, whose value is the cancel scope around the body
         :raises TorrelqueLookupError: the lease was lost, and the body was cancelled or did not begin
+        :raises TorrelqueTypeError: the id is not the one that ``dequeue`` returned
         """
         if not isinstance(task_id, TorrelqueTaskId):
             raise TorrelqueTypeError(f"task_id must be the one that dequeue returned: {checks.shown(task_id)}")
@@ -387,9 +419,10 @@ class Torrelque:
         """Read what is known about a task.
 
         :param task_id: the task
-        :returns: its state; all times are unix times in seconds by the clock of Redis
+        :returns: its state
         :raises TorrelqueLookupError: there is no such task, or its result was not kept, or no longer
         :raises TorrelqueDecodeError: the result cannot be read
+        :raises TorrelqueRedisError: Redis failed
         """
         encoded = checks.task_id(task_id)
         fields = await self._run(self._calls.state(encoded), None)
@@ -417,7 +450,11 @@ class Torrelque:
         )
 
     async def get_queue_stats(self) -> TorrelqueQueueStats:
-        """Count the tasks of the queue, all at one moment."""
+        """Count the tasks of the queue, all at one moment.
+
+        :returns: the counts
+        :raises TorrelqueRedisError: Redis failed
+        """
         self._check_open()
         return await self._coalescer.run_whole(self._calls.stats())
 
@@ -426,13 +463,17 @@ class Torrelque:
 
         First comes the present state, then each change of status (changes that follow each other faster than they
         are read may be merged into the latest). It ends when the task is released: after the final state if a
-        result was kept, without it otherwise. Nothing is held open between two states.
+        result was kept, without it otherwise. Nothing is held open between two states. Notifications of Redis are
+        hints to read again; the state is also read every 30 seconds, so a lost one only delays.
 
         :param task_id: the task
         :param timeout: seconds for the whole watch; without limit by default
+        :returns: an asynchronous iterator of states, the last one included
         :raises TorrelqueError: ``Redis notify-keyspace-events must include KA or Kgh``
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueTimeoutError: the time has passed
+        :raises TorrelqueDecodeError: the result cannot be read
+        :raises TorrelqueRedisError: Redis failed at the start; later failures are outlived
         """
         return self._watch(task_id, checks.task_id(task_id), checks.timeout("timeout", timeout))
 
@@ -454,6 +495,7 @@ class Torrelque:
 
         :returns: ``(stale, due, undequeued)``: tasks whose lease ended, delayed tasks whose time came, and tasks that
             two sweeps found between *pending* and *working*, left there by a consumer that is gone
+        :raises TorrelqueRedisError: Redis failed; what went back until then stays so
         """
         self._check_open()
         report, _ = await self._sweeper.sweep_once()
@@ -467,7 +509,8 @@ class Torrelque:
         Every *interval* seconds everything is looked at; leases and delays also at the moment when they end.
         Failures of Redis are logged and outlived.
 
-        :param interval: seconds; ``self.sweep_interval`` by default
+        :param interval: seconds, at least 0.001; ``self.sweep_interval`` by default
+        :param task_status: told that the sweep has begun; ``start`` of a task group or nursery gives it
         """
         seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
         self._check_open()
@@ -477,7 +520,7 @@ class Torrelque:
     def schedule_sweep(self, interval: float | None = None) -> None:
         """Sweep in the background from now on, as :meth:`run_sweep` does; replaces what was scheduled before.
 
-        :param interval: seconds; ``self.sweep_interval`` by default
+        :param interval: seconds, at least 0.001; ``self.sweep_interval`` by default
         """
         seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
         self._check_open()
