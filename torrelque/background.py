@@ -7,6 +7,7 @@ was not entered leaves nothing behind once its calls are done.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -37,20 +38,25 @@ class Background:
         self._idle: Event | None = None
         self._closed = False
         self._moved = Event()
+        self._runners: list[Runner] = []
 
     @property
-    def entered(self) -> bool:
-        """Whether the work belongs to a task group."""
-        return self._group is not None
+    def keeps(self) -> bool:
+        """Whether what is not used at present may wait for the next one who needs it."""
+        return self._group is not None and self._idle is None
 
     @property
     def linger(self) -> float:
-        """How many seconds an unused connection is kept for the next one who needs it."""
-        return LINGER if self._group is not None and self._idle is None else 0.0
+        """How many seconds an unused connection is kept."""
+        return LINGER if self.keeps else 0.0
 
     def enter(self, group: TaskGroup) -> None:
         """Run everything from here on in *group*."""
         self._group = group
+
+    def register(self, runner: Runner) -> None:
+        """Have *runner* told when the queue closes."""
+        self._runners.append(runner)
 
     def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
         """Run *function* in a task of its own, out of reach of the caller's cancellation.
@@ -105,8 +111,9 @@ class Background:
 
     def move(self) -> None:
         """Let those look again who wait in :meth:`settle`."""
-        self._moved.set()
-        self._moved = Event()
+        if self._group is None:
+            self._moved.set()
+            self._moved = Event()
 
     async def settle(self, settled: Callable[[], bool]) -> None:
         """For a queue that was not entered: wait until the connections that a call needed are given back.
@@ -132,6 +139,8 @@ class Background:
         """Wait up to *grace* seconds until all work is done, then cancel what is left, and start no more."""
         with move_on_after(grace, shield=True):
             self._idle = Event()
+            for runner in self._runners:
+                runner.nudge()
             while self._scopes:
                 await self._idle.wait()
                 self._idle = Event()
@@ -140,6 +149,68 @@ class Background:
             logger.warning("Background work of the queue did not end within %.1f s, cancelling it", grace)
         for scope in self._scopes:
             scope.cancel()
+
+
+class Runner:
+    """One task that works whenever it is woken.
+
+    In an entered queue it sleeps in between, for starting a task costs more than most of its work. In a queue that was
+    not entered it ends when there is nothing to do.
+
+    :param step: does what there is to do; tells after how many seconds to call it again, infinite: when woken
+    :param abandon: told of the error, or of the end of the queue, that ended the task while work may be left
+    """
+
+    def __init__(
+        self,
+        background: Background,
+        step: Callable[[], Awaitable[float]],
+        abandon: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self._background = background
+        self._step = step
+        self._abandon = abandon
+        self._woken = Event()
+        self.running = False
+        background.register(self)
+
+    def wake(self) -> None:
+        """Have the step called, now or as soon as it returns.
+
+        :raises TorrelqueClosedError: the queue has ended
+        """
+        self._woken.set()
+        if not self.running:
+            self.running = True
+            try:
+                self._background.start_soon(self._run)
+            except BaseException:
+                self.running = False
+                raise
+
+    def nudge(self) -> None:
+        """Wake the task if there is one: it may have to end."""
+        self._woken.set()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._woken = Event()
+                pause = await self._step()
+                if pause <= 0 or self._woken.is_set():
+                    continue
+                if pause < math.inf:
+                    with move_on_after(pause):
+                        await self._woken.wait()
+                elif self._background.keeps:
+                    await self._woken.wait()
+                else:
+                    return
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        finally:
+            self.running = False
 
 
 class Outage:

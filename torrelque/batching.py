@@ -5,12 +5,13 @@ No timer is involved: a lone caller is served at once, and a crowd shares round 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
 from anyio import Event
 
-from .background import Background
+from .background import Background, Runner
 from .calls import BOUND, MAX_BYTES, Call, R, Reply, outcomes
 from .drivers import Driver
 from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
@@ -46,10 +47,9 @@ class Coalescer:
 
     def __init__(self, driver: Driver, background: Background) -> None:
         self._driver = driver
-        self._background = background
+        self._runner = Runner(background, self._serve_all, self._abandon)
         #: What collects for the next round trip.
         self._next: Batch | None = None
-        self._running = False
 
     async def run(self, call: Call[R]) -> list[R]:
         """Run *call* with what others ask for meanwhile; returns the outcome of each of its items.
@@ -70,12 +70,8 @@ class Coalescer:
 
     async def _submit(self, call: Call[Any]) -> Reply:
         slot = Slot(call)
-        batch = self._next
-        if batch is None:
-            batch = self._next = Batch()
+        batch = self._next or self._begin()
         batch.slots.append(slot)
-        if not self._running:
-            self._start()
         try:
             await batch.done.wait()
         except BaseException:
@@ -86,27 +82,22 @@ class Coalescer:
             raise fresh(slot.error)
         return slot.reply
 
-    def _start(self) -> None:
-        self._running = True
-        try:
-            self._background.start_soon(self._drain)
-        except BaseException:
-            self._running = False
-            self._next = None
-            raise
+    def _begin(self) -> Batch:
+        self._runner.wake()
+        batch = self._next = Batch()
+        return batch
 
-    async def _drain(self) -> None:
-        try:
-            while (batch := self._next) is not None:
-                self._next = None
-                await self._serve(batch)
-        finally:
-            self._running = False
-            # Only the end of the queue, or an error of ours, gets here with anybody left.
-            if (batch := self._next) is not None:
-                self._next = None
-                _settle(batch.slots, TorrelqueClosedError("The queue was closed before the call was sent"))
-                batch.done.set()
+    async def _serve_all(self) -> float:
+        while (batch := self._next) is not None:
+            self._next = None
+            await self._serve(batch)
+        return math.inf
+
+    def _abandon(self, _: BaseException) -> None:
+        batch, self._next = self._next, None
+        if batch is not None:
+            _settle(batch.slots, TorrelqueClosedError("The queue was closed before the call was sent"))
+            batch.done.set()
 
     async def _serve(self, batch: Batch) -> None:
         runs = _join(batch.slots)

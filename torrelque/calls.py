@@ -73,6 +73,8 @@ class Delivery:
     count: int
     lease: float
     body: bytes
+    asked: float = 0.0
+    """When the script was sent, by the clock of the event loop: the lease does not end before this and its length."""
 
 
 @dataclass(slots=True)
@@ -215,14 +217,15 @@ def _read_fields(reply: Reply) -> Fields:
 
 def _read_claim(reply: Reply) -> Claim:
     """Read the answer of the dequeue script."""
-    until_next, more, dropped, *tasks = reply
-    return Claim([_read_delivery(task) for task in tasks], dropped, _seconds_of_text(until_next), bool(more))
-
-
-def _read_delivery(task: bytes) -> Delivery:
-    count, lease, length, rest = task.split(b"\n", 3)
-    end = int(length)
-    return Delivery(rest[:end], int(count), float(lease), rest[end:])
+    until_next, more, dropped, sheet, bodies = reply
+    deliveries: list[Delivery] = []
+    at = 0
+    for count, lease, id_length, body_length in zip(*[iter(sheet.split())] * 4, strict=True):
+        body_at = at + int(id_length)
+        end = body_at + int(body_length)
+        deliveries.append(Delivery(bodies[at:body_at], int(count), float(lease), bodies[body_at:end]))
+        at = end
+    return Claim(deliveries, dropped, _seconds_of_text(until_next), bool(more))
 
 
 def _read_sweep(reply: Reply) -> SweepStep:

@@ -17,6 +17,7 @@ MIN_SECONDS = 0.001
 MAX_TASKS = 1000
 MAX_NAME_BYTES = 128
 
+_POSITIVE = f"a number of seconds, at least {MIN_SECONDS}"
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -47,7 +48,7 @@ def _seconds(parameter: str, value: object, low: float, what: str) -> float:
 
 def positive_seconds(parameter: str, value: object) -> float:
     """Check a length that may not be nothing: a lease, an interval, a time to keep."""
-    return _seconds(parameter, value, MIN_SECONDS, f"a number of seconds, at least {MIN_SECONDS}")
+    return _seconds(parameter, value, MIN_SECONDS, _POSITIVE)
 
 
 def seconds(parameter: str, value: object) -> float:

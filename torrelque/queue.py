@@ -280,10 +280,9 @@ class Torrelque:
     def _decode_all(self, deliveries: list[Delivery]) -> list[tuple[TorrelqueTaskId, Any]]:
         loads = self._serialiser.loads
         tasks: list[tuple[TorrelqueTaskId, Any]] = []
-        now = current_time()
         for i, delivery in enumerate(deliveries):
             task_id = TorrelqueTaskId(delivery.task_id.decode(errors="replace"), delivery.count, delivery.lease)
-            task_id._delivered = now
+            task_id._delivered = delivery.asked
             try:
                 tasks.append((task_id, loads(delivery.body)))
             except Exception as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from anyio import Event, create_task_group, current_time, move_on_after
 
-from .background import Background, Outage
+from .background import Background, Outage, Runner
 from .calls import HORIZON, Call, Calls, Claim, Delivery, R, seconds_of_wake
 from .drivers import Blocker, Driver
 from .errors import TorrelqueClosedError, TorrelqueRedisError, first_error, fresh
@@ -36,13 +36,16 @@ BLOCK = 15.0
 
 
 class Seat:
-    """A caller that waits for tasks."""
+    """A caller that waits for tasks until *deadline*, by the clock of the event loop.
 
-    __slots__ = ("done", "error", "got", "looked", "polls", "wanted")
+    :param polls: it does not wait: one look is enough
+    """
 
-    def __init__(self, wanted: int, polls: bool) -> None:
+    __slots__ = ("deadline", "done", "error", "got", "looked", "polls", "wanted")
+
+    def __init__(self, wanted: int, deadline: float, polls: bool) -> None:
         self.wanted = wanted
-        #: It does not wait: one look is enough.
+        self.deadline = deadline
         self.polls = polls
         #: A claim was made while the seat was taken.
         self.looked = False
@@ -74,8 +77,10 @@ class Room:
         self._catcher = Catcher(self, driver, background, hub, keys)
         self._seats: dict[Seat, None] = {}
         self._returns: list[tuple[bytes, int | None]] = []
-        self._running = False
-        self._stirred = Event()
+        self._server = Runner(background, self._serve, self._abandon)
+        self._alarm = Runner(background, self._expire)
+        #: When the alarm goes off, and when to look for tasks, by the clock of the event loop.
+        self._alarm_at = math.inf
         self._next_look = -math.inf
         self._outage = Outage("Handing tasks back")
 
@@ -89,17 +94,20 @@ class Room:
 
         :raises TorrelqueRedisError: the driver's word on a claim
         """
-        seat = Seat(wanted, timeout == 0)
+        seat = Seat(wanted, current_time() + timeout if timeout else math.inf, timeout == 0)
         self._seats[seat] = None
         self._background.move()
         try:
             try:
-                self.look_within(0)
-                await self._wait(seat, timeout)
+                self._next_look = -math.inf
+                self._server.wake()
+                if seat.deadline < self._alarm_at:
+                    self._alarm_at = seat.deadline
+                    self._alarm.wake()
+                await seat.done.wait()
             finally:
                 if seat in self._seats:
-                    del self._seats[seat]
-                    self._stirred.set()
+                    self._leave(seat)
             await self._settle()
         except BaseException:
             self.hand_back(seat.got)
@@ -109,96 +117,82 @@ class Room:
             raise fresh(seat.error)
         return seat.got
 
-    @staticmethod
-    async def _wait(seat: Seat, timeout: float | None) -> None:
-        if timeout:
-            with move_on_after(timeout):
-                await seat.done.wait()
-        else:
-            await seat.done.wait()
-
     async def _settle(self) -> None:
-        await self._background.settle(
-            lambda: self.taken or (not (self._running or self._catcher.running) and self._hub.settled)
-        )
+        await self._background.settle(lambda: self.taken or (self._at_rest and self._hub.settled))
+
+    @property
+    def _at_rest(self) -> bool:
+        return not (self._server.running or self._alarm.running or self._catcher.running)
 
     def hand_back(self, deliveries: Iterable[Delivery]) -> None:
         """Undo deliveries that nobody saw, in a task of the queue's own."""
         self._returns += [(delivery.task_id, delivery.count) for delivery in deliveries]
         if self._returns:
             try:
-                self._stir()
+                self._server.wake()
             except TorrelqueClosedError:
                 logger.warning("The queue is closed: %d tasks come back when their leases end", len(self._returns))
 
     def look_within(self, seconds: float) -> None:
         """Make the room look for tasks after *seconds*, if it does not look earlier anyway."""
         self._next_look = min(self._next_look, current_time() + seconds)
-        self._stir()
+        self._server.wake()
 
     def close(self) -> None:
         """Send everyone away; what is under way is handed back."""
-        self._dismiss(TorrelqueClosedError("The queue was closed while a dequeue was waiting"))
-        self._stirred.set()
+        self._dismiss_all(TorrelqueClosedError("The queue was closed while a dequeue was waiting"))
         self._catcher.close()
-
-    def _stir(self) -> None:
-        self._stirred.set()
-        if not self._running:
-            self._running = True
-            try:
-                self._background.start_soon(self._serve)
-            except BaseException:
-                self._running = False
-                raise
 
     @property
     def _busy(self) -> bool:
         return bool(self._seats or self._returns or self._catcher.caught)
 
-    async def _serve(self) -> None:
-        try:
-            while self._busy:
-                await self._serve_all()
-                await self._catcher.rest()
-        except BaseException as error:
-            self._dismiss(TorrelqueClosedError(f"The queue was closed while a dequeue was waiting: {error!r}"))
-            raise
-        finally:
-            self._running = False
+    async def _serve(self) -> float:
+        """Look for tasks, and give back what nobody takes; returns seconds until the next time."""
+        again = await self._give_back()
+        pause = min(again, await self._look())
+        if not self._seats:
+            await self._catcher.rest()
+            if not self._background.keeps:
+                self._alarm.nudge()
+        if self._returns and again == math.inf:
+            return 0.0
+        return pause if self._busy else math.inf
 
-    async def _serve_all(self) -> None:
-        """Look for tasks, and give back what nobody takes, until nobody waits and nothing is left."""
-        while self._busy:
-            self._stirred = Event()
-            pause = min(await self._give_back(), await self._look())
-            if not self._seats:
-                await self._catcher.rest()
-            if pause > 0 and self._busy:
-                with move_on_after(pause):
-                    await self._stirred.wait()
+    def _abandon(self, error: BaseException) -> None:
+        self._dismiss_all(TorrelqueClosedError(f"The queue was closed while a dequeue was waiting: {error!r}"))
+
+    async def _expire(self) -> float:
+        """Send those away whose time has passed; returns seconds until the next one's."""
+        now = current_time()
+        for seat in [seat for seat in self._seats if seat.deadline <= now]:
+            self._leave(seat)
+        self._alarm_at = min((seat.deadline for seat in self._seats), default=math.inf)
+        return self._alarm_at - now
 
     async def _look(self) -> float:
         """Claim for everyone who waits, if it is time to; returns seconds until it will be."""
         caught = self._catcher.take()
         if not self._seats:
             self._returns += [(task_id, None) for task_id in caught]
-            # Nobody may be left who would stir: what was caught goes back in the next round, at once.
-            return 0.0 if caught else math.inf
+            return math.inf
         wait = self._next_look - current_time()
         if wait > 0 and not caught:
             return wait
         self._next_look = current_time() + HORIZON
         for seat in self._seats:
             seat.looked = True
+        asked = current_time()
         wanted = min(CLAIM, sum(seat.wanted - len(seat.got) for seat in self._seats))
         try:
             claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught))
         except TorrelqueRedisError as error:
             # Handing back what was caught is right in each case: it does nothing where the claim took effect.
             self._returns += [(task_id, None) for task_id in caught]
-            self._dismiss(error)
-            return 0.0 if caught else math.inf
+            self._dismiss_all(error)
+            return math.inf
+        for delivery in claim.deliveries:
+            delivery.asked = asked
         self._deal(claim, wanted)
         return self._next_look - current_time()
 
@@ -221,8 +215,7 @@ class Room:
         self._returns += [(delivery.task_id, delivery.count) for delivery in deliveries]
         for seat in list(self._seats):
             if len(seat.got) == seat.wanted or (short and (seat.got or (seat.polls and seat.looked))):
-                del self._seats[seat]
-                seat.done.set()
+                self._dismiss(seat)
         if not self._seats:
             return
         if short and all(seat.looked for seat in self._seats):
@@ -248,11 +241,21 @@ class Room:
         self._outage.worked()
         return math.inf
 
-    def _dismiss(self, error: Exception) -> None:
-        for seat in self._seats:
+    def _dismiss(self, seat: Seat) -> None:
+        """Send someone away with what there is."""
+        del self._seats[seat]
+        seat.done.set()
+
+    def _dismiss_all(self, error: Exception) -> None:
+        for seat in list(self._seats):
             seat.error = error
-            seat.done.set()
-        self._seats.clear()
+            self._dismiss(seat)
+
+    def _leave(self, seat: Seat) -> None:
+        """Let someone go before anything came; the last one to leave ends the waiting."""
+        self._dismiss(seat)
+        if not self._seats:
+            self._server.nudge()
 
 
 class Catcher:

@@ -91,7 +91,7 @@ async def test_nil_and_nested_answers(open_driver: Any, calls: Calls) -> None:
     async with open_driver() as driver:
         assert await driver.execute([calls.state(b"unknown")]) == [[[None] * 9]]
         (reply,) = await driver.execute([calls.dequeue(1, 300)])
-        assert reply == [b"", 0, []]
+        assert reply == [b"", 0, [], b"", b""]
 
 
 async def test_scripts_that_the_server_forgot(open_driver: Any, calls: Calls, admin: Redis) -> None:

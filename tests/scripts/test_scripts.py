@@ -202,8 +202,16 @@ def test_enqueue(store: Store, script: Any, before: Data, args: Any, after: Data
     check(store, script, before, args, after, reply)
 
 
-def delivery(task_id: str, count: int = 1, lease: str = "300", body: str | None = None) -> bytes:
-    return f"{count}\n{lease}\n{len(task_id)}\n{task_id}{f'body {task_id}' if body is None else body}".encode()
+def delivery(task_id: str, count: int = 1, lease: str = "300", body: str | None = None) -> tuple[str, str]:
+    """A task's line in the sheet, and what stands for it in the string of all bodies."""
+    body = f"body {task_id}" if body is None else body
+    return f"{count} {lease} {len(task_id)} {len(body)}", task_id + body
+
+
+def claimed(until: bytes | None, more: int, dropped: list[bytes], *deliveries: tuple[str, str]) -> list[Any]:
+    """The answer of the dequeue script."""
+    sheet, bodies = " ".join(line for line, _ in deliveries), "".join(both for _, both in deliveries)
+    return [until, more, dropped, sheet.encode(), bodies.encode()]
 
 
 def claim(wanted: int, *adopt: str, bound: int = 500) -> tuple[Any, ...]:
@@ -211,89 +219,90 @@ def claim(wanted: int, *adopt: str, bound: int = 500) -> tuple[Any, ...]:
 
 
 @_rows(
-    ("nothing there", DEQUEUE, Data(), claim(1), Data(), [b"", 0, []]),
+    ("nothing there", DEQUEUE, Data(), claim(1), Data(), claimed(b"", 0, [])),
     (
         "from the head", DEQUEUE, Data(pending="abc"), claim(2),
         Data(pending="c", working={"a": 300, "b": 300}, states={"a": DELIVERED, "b": DELIVERED}),
-        [b"", 0, [], delivery("a"), delivery("b")],
+        claimed(b"", 0, [], delivery("a"), delivery("b")),
     ),
     (
         "for its own lease", DEQUEUE, Data(pending="a", states={"a": {"timeout": "7.9", "dequeue_count": "3"}}),
         claim(1), Data(working={"a": 8}, states={"a": {"timeout": "7.9", **DELIVERED, "dequeue_count": "4"}}),
-        [b"", 0, [], delivery("a", 4, "7.9")],
+        claimed(b"", 0, [], delivery("a", 4, "7.9")),
     ),
     (
         "what is due comes after what is pending", DEQUEUE, Data(pending="a", delayed={"b": -1, "c": -2, "d": 60}),
         claim(3),
         Data(working=dict.fromkeys("acb", 300), delayed={"d": 60},
              states={"a": DELIVERED, "b": {**DELIVERED, **BACK}, "c": {**DELIVERED, **BACK}}),
-        [b"", 0, [], delivery("a"), delivery("c"), delivery("b")],
+        claimed(b"", 0, [], delivery("a"), delivery("c"), delivery("b")),
     ),
     (
         "what is stale is left alone while there is more", DEQUEUE, Data(pending="a", working={"b": -1}), claim(1),
-        Data(working={"a": 300, "b": -1}, states={"a": DELIVERED}), [b"", 0, [], delivery("a")],
+        Data(working={"a": 300, "b": -1}, states={"a": DELIVERED}), claimed(b"", 0, [], delivery("a")),
     ),
     (
         "what is stale comes when pending runs short", DEQUEUE,
         Data(pending="a", working={"b": -1}, states={"b": {"dequeue_count": "2"}}), claim(2),
         Data(working={"a": 300, "b": 300}, states={"a": DELIVERED, "b": {**DELIVERED, **BACK, "dequeue_count": "3"}}),
-        [b"", 0, [], delivery("a"), delivery("b", 3)],
+        claimed(b"", 0, [], delivery("a"), delivery("b", 3)),
     ),
     (
         "an adopted one first", DEQUEUE, Data(pending="a", dequeueing="xb"), claim(1, "b"),
-        Data(pending="a", dequeueing="x", working={"b": 300}, states={"b": DELIVERED}), [b"", 0, [], delivery("b")],
+        Data(pending="a", dequeueing="x", working={"b": 300}, states={"b": DELIVERED}),
+        claimed(b"", 0, [], delivery("b")),
     ),
     (
         "an adopted one that a sweep took", DEQUEUE, Data(pending="b"), claim(1, "b"),
-        Data(working={"b": 300}, states={"b": DELIVERED}), [b"", 0, [], delivery("b")],
+        Data(working={"b": 300}, states={"b": DELIVERED}), claimed(b"", 0, [], delivery("b")),
     ),
     (
         "an adopted one beyond what is wanted", DEQUEUE, Data(dequeueing="ab"), claim(1, "a", "b"),
         Data(working={"a": 300, "b": 300}, states={"a": DELIVERED, "b": DELIVERED}),
-        [b"", 0, [], delivery("a"), delivery("b")],
+        claimed(b"", 0, [], delivery("a"), delivery("b")),
     ),
     (
         "a ghost waits for the sweep", DEQUEUE, Data(pending="abc", tasks={"b": None}, states={"b": None}), claim(3),
         Data(dequeueing="b", working={"a": 300, "c": 300}, tasks={"b": None},
              states={"a": DELIVERED, "b": None, "c": DELIVERED}),
-        [None, 0, [], delivery("a"), delivery("c")],
+        claimed(None, 0, [], delivery("a"), delivery("c")),
     ),
     (
         "an id twice", DEQUEUE, Data(pending="aab"), claim(2),
         Data(working={"a": 300, "b": 300}, states={"a": DELIVERED, "b": DELIVERED}),
-        [b"", 0, [b"a"], delivery("a"), delivery("b")],
+        claimed(b"", 0, [b"a"], delivery("a"), delivery("b")),
     ),
     (
         "an id that is working", DEQUEUE, Data(pending="ab", working={"a": 60}, states={"a": {"dequeue_count": "1"}}),
         claim(1), Data(working={"a": 60, "b": 300}, states={"a": {"dequeue_count": "1"}, "b": DELIVERED}),
-        [b"", 0, [b"a"], delivery("b")],
+        claimed(b"", 0, [b"a"], delivery("b")),
     ),
     (
         "a final id", DEQUEUE,
         Data(pending="ab", tasks={"a": None}, states={"a": {"status": "3", "result": "5"}}, ttls={"a": 60}), claim(2),
         Data(working={"b": 300}, states={"a": {"status": "3", "result": "5", "enqueue_time": "1", "timeout": "300"},
                                          "b": DELIVERED}, ttls={"a": 60}),
-        [None, 0, [b"a"], delivery("b")],
+        claimed(None, 0, [b"a"], delivery("b")),
     ),
     (
         "an empty payload", DEQUEUE, Data(pending="a", tasks={"a": ""}), claim(1),
-        Data(working={"a": 300}, tasks={"a": ""}, states={"a": DELIVERED}), [b"", 0, [], delivery("a", body="")],
+        Data(working={"a": 300}, tasks={"a": ""}, states={"a": DELIVERED}), claimed(b"", 0, [], delivery("a", body="")),
     ),
     (
         "no state", DEQUEUE, Data(pending="a", states={"a": None}), claim(1),
-        Data(working={"a": 300}, states={"a": {**DELIVERED, "enqueue_time": None}}), [b"", 0, [], delivery("a")],
+        Data(working={"a": 300}, states={"a": {**DELIVERED, "enqueue_time": None}}), claimed(b"", 0, [], delivery("a")),
     ),
     *(
         (
             f"a lease of {junk or 'nothing'}", DEQUEUE, Data(pending="a", states={"a": {"timeout": junk}}), claim(1),
-            Data(working={"a": 300}, states={"a": DELIVERED}), [b"", 0, [], delivery("a")],
+            Data(working={"a": 300}, states={"a": DELIVERED}), claimed(b"", 0, [], delivery("a")),
         )
         for junk in ("", "five minutes", "nan", "-nan", "inf", "-inf", "-5", "0", "1e300", "300s", "\x00")
     ),
     *(
         (
             f"a count of {junk}", DEQUEUE, Data(pending="a", states={"a": {"dequeue_count": junk}}), claim(1),
-            Data(working={"a": 300}, states={"a": DELIVERED}), [b"", 0, [], delivery("a")],
+            Data(working={"a": 300}, states={"a": DELIVERED}), claimed(b"", 0, [], delivery("a")),
         )
         for junk in ("x", "nan", "inf", "-inf", "-1", "1e300", "0.5")
     ),
@@ -301,7 +310,7 @@ def claim(wanted: int, *adopt: str, bound: int = 500) -> tuple[Any, ...]:
         "the bound", DEQUEUE, Data(pending="abcde", tasks=dict.fromkeys("abcd"), states=dict.fromkeys("abcd")),
         claim(1, bound=4),
         Data(pending="e", dequeueing="abcd", tasks=dict.fromkeys("abcd"), states=dict.fromkeys("abcd")),
-        [b"", 1, []],
+        claimed(b"", 1, []),
     ),
 )  # fmt: skip
 def test_dequeue(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:

@@ -15,17 +15,13 @@ from torrelque.background import Background
 from torrelque.calls import Call, Reply
 
 #: What the dequeue script says when there is nothing.
-NOTHING: list[Any] = [b"", 0, []]
+NOTHING: list[Any] = [b"", 0, [], b"", b""]
 
 
-def delivery(task_id: str, count: int = 1, body: str = '"t"') -> bytes:
-    """Write a task as the dequeue script does."""
-    return f"{count}\n300\n{len(task_id)}\n{task_id}{body}".encode()
-
-
-def claim(*task_ids: str, until: bytes = b"", more: int = 0) -> list[Any]:
+def claim(*task_ids: str, until: bytes = b"", more: int = 0, count: int = 1, body: str = '"t"') -> list[Any]:
     """Write the answer of the dequeue script."""
-    return [until, more, [], *(delivery(task_id) for task_id in task_ids)]
+    sheet = " ".join(f"{count} 300 {len(task_id)} {len(body)}" for task_id in task_ids)
+    return [until, more, [], sheet.encode(), "".join(task_id + body for task_id in task_ids).encode()]
 
 
 class ScriptedDriver:

@@ -74,11 +74,12 @@ def test_enqueue(items: list[tuple[str, bytes]], lease: float, delay: float) -> 
 @given(st.lists(st.tuples(ids, st.integers(1, 10**6), seconds, st.binary(max_size=60)), max_size=5), st.booleans())
 def test_claims_are_read_back(tasks: list[tuple[str, int, float, bytes]], more: bool) -> None:
     """Whatever bytes ids and payloads hold, lines and numbers included, a claim is read as it was written."""
-    written = [
-        b"%d\n%s\n%d\n%b%b" % (count, repr(lease).encode(), len(task_id.encode()), task_id.encode(), body)
+    sheet = b" ".join(
+        b"%d %b %d %d" % (count, repr(lease).encode(), len(task_id.encode()), len(body))
         for task_id, count, lease, body in tasks
-    ]
-    claim = CALLS.dequeue(5, 300).parse([b"12.5", int(more), [b"dropped"], *written])
+    )
+    bodies = b"".join(task_id.encode() + body for task_id, _, _, body in tasks)
+    claim = CALLS.dequeue(5, 300).parse([b"12.5", int(more), [b"dropped"], sheet, bodies])
     assert [
         (delivery.task_id.decode(), delivery.count, delivery.lease, delivery.body) for delivery in claim.deliveries
     ] == tasks
@@ -87,7 +88,7 @@ def test_claims_are_read_back(tasks: list[tuple[str, int, float, bytes]], more: 
 
 def test_nothing_to_come_is_infinity() -> None:
     """Where a script knows of no next time, nobody waits for one."""
-    assert CALLS.dequeue(1, 300).parse([b"", 0, []]).until_next == math.inf
+    assert CALLS.dequeue(1, 300).parse([b"", 0, [], b"", b""]).until_next == math.inf
     assert CALLS.sweep(300, SWEEP_ALL).parse([0, 0, 0, [], b"end", b""]).until_next == math.inf
 
 

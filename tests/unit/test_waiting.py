@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from unit.scripted import NOTHING, ScriptedDriver, claim, delivery, open_background
+from unit.scripted import NOTHING, ScriptedDriver, claim, open_background
 
 from torrelque.calls import Call, Calls
 from torrelque.errors import TorrelqueClosedError, TorrelqueUnavailableError
@@ -101,7 +101,7 @@ async def test_a_look_without_waiting() -> None:
 
 async def test_a_look_goes_on_while_the_bound_was_met() -> None:
     """A claim that met its bound has not seen all, so the look goes on."""
-    driver = ScriptedDriver(Script([b"", 1, []], [b"", 1, []], claim("a")))
+    driver = ScriptedDriver(Script(claim(more=1), claim(more=1), claim("a")))
     async with open_room(driver) as room:
         assert len(await room.dequeue(1, 0)) == 1
     assert wanted(driver) == [1, 1, 1]
@@ -143,7 +143,7 @@ async def test_large_wishes_are_served_in_portions() -> None:
 
 async def test_who_left_while_a_claim_was_under_way() -> None:
     """A task that comes for a seat whose owner has gone is handed back, with its delivery number."""
-    driver = ScriptedDriver(Script([b"", 0, [], delivery("a", 7)]))
+    driver = ScriptedDriver(Script(claim("a", count=7)))
     driver.gate = anyio.Event()
     async with open_room(driver) as room:
         with anyio.move_on_after(0.01):
@@ -289,7 +289,7 @@ async def test_next_time_that_the_script_tells() -> None:
 
     def answer(call: Call[Any]) -> Any:
         left = due - anyio.current_time()
-        return [b"%f" % left, 0, []] if left > 0 else claim("due")
+        return claim(until=b"%f" % left) if left > 0 else claim("due")
 
     driver = ScriptedDriver(answer)
     async with open_room(driver) as room:

@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -88,6 +89,24 @@ def _redact(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**wanted, "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "protocol": 2}
 
 
+@dataclass(slots=True)
+class _Loan:
+    """A connection lent by the pool.
+
+    While we have it, it has no timeout of its own: redis-py starts a task for each write to keep to that. We keep to it
+    with one timeout for the whole round trip.
+    """
+
+    connection: Any
+    own_timeout: float | None
+    used: float = 0.0
+    """When it was used last, by the clock of the event loop."""
+
+    @property
+    def patience(self) -> float:
+        return min(self.own_timeout or ANSWER_TIMEOUT, ANSWER_TIMEOUT)
+
+
 class RedisPyDriver:
     """Drives a :class:`redis.asyncio.Redis`."""
 
@@ -97,7 +116,7 @@ class RedisPyDriver:
         self._pool: Any = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spare: tuple[Any, float] | None = None
+        self._spare: _Loan | None = None
         self._keeps = False
         self._lent = 0
         self._returned = Event()
@@ -113,8 +132,7 @@ class RedisPyDriver:
             self._keeps = False
             spare, self._spare = self._spare, None
             if spare is not None:
-                with move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await self._pool.release(spare[0])
+                await self._release(spare)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
         try:
@@ -147,24 +165,24 @@ class RedisPyDriver:
     async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
         packed = [_pack((name, *arguments(name, call))) for call in calls]
-        connection = await self._lend()
+        loan = await self._lend()
+        connection = loan.connection
         try:
             with _ERRORS.mapped(RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError):
-                with fail_after(ANSWER_TIMEOUT):
+                async with asyncio.timeout(loan.patience):
                     await connection.send_packed_command(packed)
                     return [await _read(connection) for _ in calls]
         except BaseException:
             # An answer may still come, and must never reach somebody else.
-            with move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await connection.disconnect(nowait=True)
+            await _drop(connection)
             raise
         finally:
-            await self._give_back(connection)
+            await self._give_back(loan)
 
-    async def _lend(self) -> Any:
+    async def _lend(self) -> _Loan:
         while True:
             try:
-                connection = await self._take()
+                loan = await self._take()
             except RedisPyUnavailableError as error:
                 # The pool is small: calls of ours take turns. (Only later versions have a class for this error.)
                 if not self._lent or "Too many connections" not in str(error):
@@ -172,44 +190,51 @@ class RedisPyDriver:
                 await self._returned.wait()
             else:
                 self._lent += 1
-                return connection
+                return loan
 
-    async def _take(self) -> Any:
+    async def _take(self) -> _Loan:
         spare, self._spare = self._spare, None
         if spare is not None:
-            connection, used = spare
-            if connection.is_connected and asyncio.get_running_loop().time() - used < _HOT:
-                return connection
-            await self._pool.release(connection)
+            if spare.connection.is_connected and asyncio.get_running_loop().time() - spare.used < _HOT:
+                return spare
+            await self._release(spare)
         with _ERRORS.mapped(RedisPyUnavailableError):
-            return await self._pool.get_connection(*_LEND_ARGS)
+            connection = await self._pool.get_connection(*_LEND_ARGS)
+        loan = _Loan(connection, connection.socket_timeout)
+        connection.socket_timeout = None
+        return loan
 
-    async def _give_back(self, connection: Any) -> None:
+    async def _give_back(self, loan: _Loan) -> None:
         try:
             if self._keeps and self._spare is None:
-                self._spare = (connection, asyncio.get_running_loop().time())
-                return
-            with move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await self._pool.release(connection)
+                loan.used = asyncio.get_running_loop().time()
+                self._spare = loan
+            else:
+                await self._release(loan)
         finally:
             self._lent -= 1
             self._returned.set()
             self._returned = Event()
 
+    async def _release(self, loan: _Loan) -> None:
+        loan.connection.socket_timeout = loan.own_timeout
+        with move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await self._pool.release(loan.connection)
+
     async def _command(self, *command: Any) -> Any:
-        connection = await self._lend()
+        loan = await self._lend()
+        connection = loan.connection
         try:
             with _ERRORS.mapped(RedisPyUnavailableError):
-                with fail_after(ANSWER_TIMEOUT):
+                async with asyncio.timeout(loan.patience):
                     await connection.send_packed_command(connection.pack_command(*command))
                     return await connection.read_response(disable_decoding=True)
         except BaseException as error:
             if not isinstance(error, TorrelqueStorageError):
-                with move_on_after(_CLOSE_TIMEOUT, shield=True):
-                    await connection.disconnect(nowait=True)
+                await _drop(connection)
             raise
         finally:
-            await self._give_back(connection)
+            await self._give_back(loan)
 
     async def config_get(self, name: str) -> str | None:
         self._check_loop()
@@ -238,8 +263,7 @@ class RedisPyDriver:
                 await connection.connect()
             yield connection
         finally:
-            with move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await connection.disconnect(nowait=True)
+            await _drop(connection)
 
     def blocking(self) -> AbstractAsyncContextManager[Blocker]:
         return self._blocking()
@@ -312,6 +336,11 @@ class RedisPySubscriber:
         if kind == b"pong":
             self._pong.set()
         return kind, channel, rest[0] if kind == b"message" else None
+
+
+async def _drop(connection: Any) -> None:
+    with move_on_after(_CLOSE_TIMEOUT, shield=True):
+        await connection.disconnect(nowait=True)
 
 
 def _pack(arguments: tuple[bytes, ...]) -> bytes:

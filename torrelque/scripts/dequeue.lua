@@ -5,49 +5,65 @@
 -- ARGV    1 wake channel   2 horizon   3 wanted   4 default lease, seconds   5 bound on the ids touched;
 --         then ids to adopt: a waiter was handed them, and they stand in dequeueing
 -- RETURNS 1 seconds until the next due or stale time, '' none or not known   2 1 = a bound was met, ask again
---         3 the ids that were dropped; then each task as one string, for that is what clients read fastest:
---         delivery number, lease and length of the id, a line each, then the id and the payload
+--         3 the ids that were dropped   4 for each task, as text with spaces between: delivery number, lease,
+--         bytes of its id, bytes of its payload   5 all ids and payloads in one string: a client written in Python
+--         takes as long for each string of an answer as Redis for the whole task
 -- ATOMIC  all of it; a first write that only removes is granted by a server whose memory is full
 local wanted, default, bound = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local dropped, reply = {}, {}
-local touched, claimed, met, soonest = 0, 0, false, nil
+local dropped, sheet, bodies = {}, {}, {}
+local claimed, touched, met, soonest = 0, 0, false, nil
+local moment = stamp(now)
 redis.call('HLEN', tasks)
 redis.call('ZCARD', working)
 redis.call('ZCARD', delayed)
 redis.call('LLEN', dequeueing)
 redis.call('LLEN', pending)
 
-local function claim(id, parked)
-  local payload = redis.call('HGET', tasks, id)
-  local state = read(id, 'status', 'dequeue_count', 'timeout')
-  touched = touched + 1
-  if not payload and state[1] ~= '3' and state[1] ~= '4' then
-    redis.call('LPUSH', dequeueing, id)
-    return
+-- Lease what was just taken out of a list. What is read and stored for all ids is so with one command.
+local function claim(ids)
+  local payloads = redis.call('HMGET', tasks, unpack(ids))
+  local held = redis.call('ZMSCORE', working, unpack(ids))
+  local leases, leased = {}, {}
+  touched = touched + #ids
+  for i, id in ipairs(ids) do
+    local payload = payloads[i]
+    local state = read(id, 'status', 'dequeue_count', 'timeout')
+    if not payload and state[1] ~= '3' and state[1] ~= '4' then
+      redis.call('LPUSH', dequeueing, id)
+    elseif not payload or held[i] or leased[id] then
+      dropped[#dropped + 1] = id
+    else
+      local seconds = lease(state[3], default)
+      local count = whole(state[2]) + 1
+      local stale = now + seconds
+      leased[id] = true
+      leases[#leases + 1] = stamp(stale)
+      leases[#leases + 1] = id
+      write(id, 'status', '1', 'last_dequeue_time', moment, 'dequeue_count', count)
+      if seconds ~= tonumber(state[3]) then
+        write(id, 'timeout', default)
+      end
+      soonest = math.min(soonest or stale, stale)
+      claimed = claimed + 1
+      sheet[claimed] = table.concat({ count, seconds, #id, #payload }, ' ')
+      bodies[claimed] = id .. payload
+    end
   end
-  local seconds = lease(state[3], default)
-  local stale = now + seconds
-  if not payload or redis.call('ZADD', working, 'NX', stamp(stale), id) == 0 then
-    dropped[#dropped + 1] = id
-    return
+  if #leases > 0 then
+    redis.call('ZADD', working, unpack(leases))
   end
-  local count = whole(state[2]) + 1
-  write(id, 'status', '1', 'last_dequeue_time', stamp(now), 'dequeue_count', count)
-  if seconds ~= tonumber(state[3]) then
-    write(id, 'timeout', default)
-  end
-  soonest = math.min(soonest or stale, stale)
-  claimed = claimed + 1
-  reply[#reply + 1] = table.concat({ count, seconds, #id, id .. payload }, '\n')
 end
 
 local function claim_pending()
   while claimed < wanted and touched < bound do
-    local id = redis.call('RPOP', pending)
-    if not id then
+    local room = math.min(wanted - claimed, bound - touched)
+    local ids = redis.call('RPOP', pending, room)
+    if ids then
+      claim(ids)
+    end
+    if not ids or #ids < room then
       return
     end
-    claim(id)
   end
 end
 
@@ -58,10 +74,14 @@ local function promote_some(set, limit)
   met = met or count == limit
 end
 
+local adopted = {}
 for i = 6, #ARGV do
   if redis.call('LREM', dequeueing, 1, ARGV[i]) == 1 then
-    claim(ARGV[i])
+    adopted[#adopted + 1] = ARGV[i]
   end
+end
+if #adopted > 0 then
+  claim(adopted)
 end
 promote_some(delayed, math.floor(bound / 4))
 claim_pending()
@@ -70,4 +90,7 @@ if claimed < wanted and touched < bound then
   claim_pending()
 end
 wake(working, soonest, ARGV[1], ARGV[2])
-return { claimed < wanted and until_next() or '', (met or touched >= bound) and 1 or 0, dropped, unpack(reply) }
+return {
+  claimed < wanted and until_next() or '', (met or touched >= bound) and 1 or 0, dropped,
+  table.concat(sheet, ' '), table.concat(bodies),
+}

@@ -7,7 +7,7 @@ local soonest = nil
 local reply = {}
 for i = 4, #ARGV, 3 do
   local id = ARGV[i]
-  local said = verdict(id, ARGV[i + 1])
+  local said = verdict(id, ARGV[i + 1], redis.call('ZSCORE', working, id))
   if said == 1 then
     local own = ARGV[i + 2] ~= '' and ARGV[i + 2] or read(id, 'timeout')[1]
     local stale = now + lease(own, ARGV[3])

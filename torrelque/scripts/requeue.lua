@@ -9,7 +9,7 @@ redis.call('LLEN', pending)
 redis.call('ZCARD', delayed)
 for i = 3, #ARGV, 4 do
   local id, delay = ARGV[i], tonumber(ARGV[i + 2])
-  local said = verdict(id, ARGV[i + 1])
+  local said = verdict(id, ARGV[i + 1], redis.call('ZSCORE', working, id))
   if said == 1 and redis.call('HEXISTS', tasks, id) == 0 then
     said = 0
   end
