@@ -27,12 +27,23 @@ class TorrelqueTaskSerialiser(NamedTuple):
 Serialiser: TypeAlias = TorrelqueTaskSerialiser | SupportsDumpsLoads
 
 
+_decode_json = json.JSONDecoder().decode
+
+
 def _dump_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def _load_json(body: bytes) -> Any:
+    try:
+        # Finding out the encoding takes `json.loads` longer than the rest of a small payload.
+        return _decode_json(body.decode())
+    except ValueError:
+        return json.loads(body)  # another encoding that JSON allows, or the error of the standard library
+
+
 #: The default: JSON, readable by the published package and from every language.
-JSON = TorrelqueTaskSerialiser(_dump_json, json.loads)
+JSON = TorrelqueTaskSerialiser(_dump_json, _load_json)
 
 
 def encode(serialiser: Serialiser, value: Any, parameter: str) -> bytes:

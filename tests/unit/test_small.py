@@ -67,6 +67,19 @@ def test_json_round_trip(value: Any) -> None:
     assert codec.JSON.loads(codec.encode(codec.JSON, value, "task")) == value
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_in_every_encoding(encoding: str) -> None:
+    """What another producer wrote in an encoding that the standard library's reader knows is read."""
+    assert codec.JSON.loads('{"a": "é"}'.encode(encoding)) == {"a": "é"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"nul", b"1 2"])
+def test_no_json(body: bytes) -> None:
+    """What is none is refused with the error of the standard library."""
+    with pytest.raises((json.JSONDecodeError, UnicodeDecodeError)):
+        codec.JSON.loads(body)
+
+
 @given(st.binary())
 def test_bytes_are_copied(body: bytes) -> None:
     """Bytes of any kind become bytes of our own."""
