@@ -8,17 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-import redis
-from anyio.from_thread import start_blocking_portal
 from support import Server
 
-from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTaskStatus, __version__, cli, open_server
+from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTaskStatus, __version__, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 30.0
@@ -86,17 +84,6 @@ class Command:
     def release(self, task_id: str, **how: Any) -> None:
         """End a task."""
         self.use(lambda queue: queue.release(task_id, strict=True, **how))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A single kind of server: which one it is makes no difference to the command."""
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(open_server(fsync="no")) as url,
-        redis.Redis.from_url(url) as admin,
-    ):
-        yield Server("valkey", url, admin)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -100,7 +101,6 @@ def calls(admin: Redis) -> dict[str, int]:
     return {name: stat["calls"] for name, stat in stats.items() if name != "cmdstat_info"}
 
 
-@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_idle_server_hears_nothing(open_queue: Any, admin: Redis, pair: Any) -> None:
     """200 waiting dequeues, 20 watches and a scheduled sweep send nothing at all while nothing happens."""
     watching = 0
@@ -124,3 +124,32 @@ async def test_idle_server_hears_nothing(open_queue: Any, admin: Redis, pair: An
         await anyio.sleep(2)
         assert calls(admin) == before
         group.cancel_scope.cancel()
+
+
+async def test_a_thousand_watchers(open_queue: Any, admin: Redis, name: str) -> None:
+    """1,000 watches in a process share one subscribed connection, silent while idle; each sees its task's end."""
+    begun: set[str] = set()
+    results: dict[str, Any] = {}
+
+    async def watch(queue: Torrelque, task_id: str) -> None:
+        async for state in queue.watch(task_id):
+            begun.add(task_id)
+            results[task_id] = state.result
+
+    async with open_queue() as queue, open_queue() as other:
+        ids = await other.enqueue_many(range(1000))
+        async with anyio.create_task_group() as group:
+            for task_id in ids:
+                group.start_soon(watch, queue, task_id)
+            await until(lambda: len(begun) == 1000)
+            channels = [f"__keyspace@0__:{name}:task:{task_id}" for task_id in ids]
+            assert {count for _, count in admin.pubsub_numsub(*channels)} == {1}
+            assert [client["sub"] for client in admin.client_list() if int(client["sub"]) >= 1000] == ["1000"]
+            before: dict[str, int] = {}
+            while before != (before := calls(admin)):
+                await anyio.sleep(0.1)
+            await anyio.sleep(1)
+            assert calls(admin) == before
+            for task_id, task in await other.dequeue(5, max_tasks=1000):
+                group.start_soon(partial(other.release, task_id, result=task, strict=True))
+    assert results == dict(zip(ids, range(1000), strict=True))

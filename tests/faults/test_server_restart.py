@@ -34,8 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
 ]
 
-on_valkey = pytest.mark.parametrize("server", ["valkey"], indirect=True)
-
 
 class Work:
     """Producers and consumers who go on through any failure, and what they were told."""
@@ -317,7 +315,6 @@ async def test_full_server_is_drained(open_queue: Any, admin: Redis, name: str, 
         snapshot(admin, name).check()
 
 
-@on_valkey
 async def test_refused_wait_is_tried_with_pauses(open_queue: Any, admin: Redis) -> None:
     """While the server refuses to let anybody wait, a waiting dequeue looks again ever more rarely."""
 
@@ -392,7 +389,6 @@ async def test_disk_failure(open_queue: Any, admin: Redis, pair: Pair) -> None:
         await queue.dequeue(5)
 
 
-@on_valkey
 async def test_blocked_connection_killed_again_and_again(open_queue: Any, admin: Redis, pair: Pair) -> None:
     """A waiting dequeue whose connection is cut each time gets its task each time; no pool runs dry."""
     async with open_queue() as queue, anyio.create_task_group() as group:

@@ -1,18 +1,12 @@
-"""The published package beside the tests; one pair for each event loop and client is enough here."""
+"""The published package beside the tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from support import PAIRS, Pair, Server
+from support import Server
 from support.peer import Peer, PeerQueue, run_peer
-
-
-@pytest.fixture(params=[pair for pair in PAIRS if pair.name in {"redispy-asyncio", "coredis-trio"}], ids=str)
-def pair(request: pytest.FixtureRequest) -> Pair:
-    """A client library on an event loop that it works on."""
-    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from support import PAIRS
 
 from torrelque import TorrelqueQueueStats
 
-# What is tried here is what Redis does: one pair is enough, on each server.
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("pair", PAIRS[:1], indirect=True, ids=str)]
+pytestmark = pytest.mark.anyio
 
 #: Writes a thousand tasks of a place in one go: a million commands from here would take a minute.
 _SEED = """

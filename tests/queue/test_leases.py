@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 from redis import Redis
-from support import PAIRS, keyspace, snapshot
+from support import keyspace, snapshot
 
 from torrelque import (
     Torrelque,
@@ -27,8 +27,6 @@ from torrelque import (
 )
 
 pytestmark = pytest.mark.anyio
-#: For tests that sleep: one pair for each event loop and client. Without real time: ``tests/trio/test_autojump.py``.
-timed = pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[3]], indirect=True, ids=str)
 
 
 async def lose(queue: Torrelque, admin: Redis, name: str, task_id: str) -> None:
@@ -205,7 +203,6 @@ async def test_extend_past_the_end(open_queue: Any, admin: Redis, name: str) -> 
         await queue.release(task_id, strict=True)
 
 
-@timed
 async def test_extended_lease_is_shortened_for_sleepers(open_queue: Any) -> None:
     """A waiting dequeue hears of a lease that was made shorter, and gets the task when it ends."""
     async with open_queue() as queue, anyio.create_task_group() as group:
@@ -228,7 +225,6 @@ async def test_extended_lease_is_shortened_for_sleepers(open_queue: Any) -> None
 # A body under a lease
 
 
-@timed
 async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: str) -> None:
     """A short lease is kept through a longer body, against a consumer who waits for the task to come free."""
     async with open_queue() as queue, anyio.create_task_group() as group:
@@ -258,7 +254,6 @@ async def test_lease_with_a_length_of_its_own(open_queue: Any, admin: Redis, nam
             assert stored.working[task_id] == pytest.approx(stored.now + 500, abs=2)
 
 
-@timed
 async def test_lease_of_a_task_that_has_waited(open_queue: Any, admin: Redis, name: str) -> None:
     """A task that stood in a batch for most of its lease is extended before its body begins."""
     async with open_queue() as queue:
@@ -282,7 +277,6 @@ async def test_lease_that_was_lost_before(open_queue: Any, admin: Redis, name: s
                 pytest.fail("the body has begun")
 
 
-@timed
 @pytest.mark.parametrize("again", [False, True], ids=["swept", "delivered again"])
 async def test_body_is_cancelled_when_the_lease_is_lost(open_queue: Any, admin: Redis, name: str, again: bool) -> None:
     """The body ends at its next checkpoint, its clean-up runs, and the error says which way the lease went."""
@@ -332,7 +326,6 @@ async def _requeue_and_take_again(queue: Torrelque, task_id: str) -> None:
     await queue.dequeue(0)
 
 
-@timed
 @pytest.mark.parametrize("settle", [_release, _release_with_result, _requeue, _requeue_and_take_again])
 async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
     """A body may release or requeue its task and go on: that is the end of the lease, not its loss."""
@@ -349,7 +342,6 @@ async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
         assert ended
 
 
-@timed
 async def test_body_that_releases_when_the_lease_is_lost(open_queue: Any, admin: Redis, name: str) -> None:
     """A release that was refused has settled nothing: the body is still cancelled for its lost lease."""
     async with open_queue() as queue:
@@ -418,7 +410,6 @@ async def test_lease_and_a_queue_that_is_left(open_queue: Any) -> None:
                 await anyio.sleep_forever()
 
 
-@timed
 async def test_many_leases_at_once(open_queue: Any) -> None:
     """A hundred bodies keep a hundred short leases."""
     async with open_queue() as queue:

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from redis import Redis
-from support import PAIRS, snapshot
+from support import snapshot
 
 from torrelque import (
     Torrelque,
@@ -19,11 +19,7 @@ from torrelque import (
     TorrelqueTimeoutError,
 )
 
-# What is tried here is what scripts do: one pair for each event loop is enough.
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[3]], indirect=True, ids=str),
-]
+pytestmark = pytest.mark.anyio
 
 
 async def drain(queue: Torrelque) -> list[Any]:
