@@ -1,7 +1,7 @@
 """Where a queue's own tasks run: in its task group when entered, else in tasks that the event loop owns.
 
-Work starts when there is some and ends when there is none, so an idle queue has no task at all, and a queue that
-was not entered leaves nothing behind once its calls are done.
+Work starts when there is some. In an entered queue its task then stays, asleep, until the queue is left; a queue
+that was not entered leaves nothing behind once its calls are done.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class TorrelqueTaskId(str):
         self = super().__new__(cls, task_id)
         self.dequeue_count = dequeue_count
         self.task_timeout = task_timeout
-        #: When it came, by the clock of the event loop; ``None`` for an id that came by another way.
+        #: When it was asked for, by the clock of the event loop; ``None`` for an id that came by another way.
         self._delivered = None
         #: It was given to release or requeue: that its lease ends then is no surprise.
         self._settled = False

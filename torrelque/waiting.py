@@ -78,7 +78,7 @@ class Room:
         self._seats: dict[Seat, None] = {}
         self._returns: list[tuple[bytes, int | None]] = []
         self._server = Runner(background, self._serve, self._abandon)
-        self._alarm = Runner(background, self._expire)
+        self._alarm = Runner(background, self._expire, self._silence)
         #: When the alarm goes off, and when to look for tasks, by the clock of the event loop.
         self._alarm_at = math.inf
         self._next_look = -math.inf
@@ -169,6 +169,10 @@ class Room:
             self._leave(seat)
         self._alarm_at = min((seat.deadline for seat in self._seats), default=math.inf)
         return self._alarm_at - now
+
+    def _silence(self, _: BaseException) -> None:
+        # The task of the alarm has ended with its event loop: who comes next, on another one, must start it anew.
+        self._alarm_at = math.inf
 
     async def _look(self) -> float:
         """Claim for everyone who waits, if it is time to; returns seconds until it will be."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
 import anyio
 import pytest
+import redis.asyncio
 from redis import Redis
-from support import Pair, Server
+from support import UNENTERED, Pair, Server
 
 from torrelque import (
     Torrelque,
@@ -166,3 +168,24 @@ async def test_fairness_among_waiting(open_queue: Any) -> None:
         assert sorted(got) == list(range(20))
         with pytest.raises(TorrelqueTimeoutError):
             await queue.dequeue(0)
+
+
+@pytest.mark.parametrize("pair", UNENTERED[:1], ids=str)
+def test_a_second_event_loop(server: Server, name: str, pair: Pair) -> None:
+    """A queue that was not entered, whose event loop ended under a waiting dequeue, keeps time on the next loop."""
+    client = redis.asyncio.Redis.from_url(server.url)
+    queue = Torrelque(client, queue=name)
+
+    async def leave_waiting() -> None:
+        waiting = asyncio.ensure_future(queue.dequeue(0.6))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await client.connection_pool.disconnect()
+
+    async def wait_again() -> None:
+        with anyio.fail_after(10), pytest.raises(TorrelqueTimeoutError):
+            await queue.dequeue(0.8)
+        await client.aclose()
+
+    asyncio.run(leave_waiting())
+    asyncio.run(wait_again())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from unit.scripted import ScriptedDriver, open_background
+from unit.scripted import NOTHING, ScriptedDriver, open_background
 
 from torrelque import TorrelqueLeaseLostError, TorrelqueLookupError, TorrelqueUnavailableError
 from torrelque.background import Outage
@@ -20,6 +20,7 @@ from torrelque.keys import Keys
 from torrelque.leasing import keep_lease
 from torrelque.listening import Hub
 from torrelque.sweeping import Sweeper
+from torrelque.waiting import Room
 
 pytestmark = pytest.mark.trio
 
@@ -29,6 +30,31 @@ CALLS = Calls(KEYS)
 
 def close_to(value: float) -> Any:
     return pytest.approx(value, abs=0.01)
+
+
+# Waiting
+
+
+async def test_each_leaves_when_its_own_time_has_passed(autojump_clock: trio.testing.MockClock) -> None:
+    """Who came later with less patience leaves earlier, each at its time; one alarm serves all of them."""
+    driver = ScriptedDriver(lambda _: NOTHING)
+    left: list[tuple[float, float]] = []
+    async with open_background(driver) as background:
+        hub = Hub(driver, background)
+        room = Room(driver, background, hub, KEYS, CALLS, lambda: 300)
+
+        async def wait(after: float, seconds: float) -> None:
+            await trio.sleep(after)
+            started = trio.current_time()
+            assert await room.dequeue(1, seconds) == []
+            left.append((seconds, trio.current_time() - started))
+
+        async with trio.open_nursery() as nursery:
+            for after, seconds in ((0, 20), (0, 9), (1, 2), (2, 60), (4, 0.001), (5, 7)):
+                nursery.start_soon(wait, after, seconds)
+        room.close()
+        hub.close()
+    assert left == [(seconds, close_to(seconds)) for seconds in (2, 0.001, 9, 7, 20, 60)]
 
 
 # Sweeping

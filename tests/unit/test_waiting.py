@@ -90,6 +90,23 @@ async def test_what_is_there_comes_at_once() -> None:
     assert returned(driver) == []
 
 
+async def test_a_lease_counts_from_the_request() -> None:
+    """A delivery knows when it was asked for, however late the answer comes; its lease is counted from there."""
+    driver = ScriptedDriver(Script(claim("a")))
+    driver.gate = anyio.Event()
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+
+        async def dequeue() -> None:
+            got.extend(await room.dequeue(1, None))
+
+        group.start_soon(dequeue)
+        await until(lambda: bool(driver.runs))
+        answered = anyio.current_time()
+        driver.gate.set()
+    assert 0 < got[0].asked <= answered
+
+
 async def test_a_look_without_waiting() -> None:
     """With timeout 0 there is one claim, and no connection waits."""
     driver = ScriptedDriver(Script())
