@@ -42,8 +42,8 @@ format: $(VENV)/.done
 reference: $(VENV)/.done
 	$(BIN)/python docs/generate.py
 
-bench: $(VENV)/.done
-	$(BIN)/python benchmarks/throughput.py
+bench: $(VENV)/.done $(VENV)/peer/.done
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 # The published package, whose name is ours, so it lives apart: tests run it as a process of its own.
 $(VENV)/peer/.done: Makefile $(VENV)/.done
