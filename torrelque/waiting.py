@@ -11,6 +11,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from anyio import Event, create_task_group, current_time, move_on_after
 
@@ -25,6 +26,8 @@ logger = logging.getLogger("torrelque")
 
 #: One claim takes no more, so that the script stays short (it may have as many due tasks to move).
 CLAIM = 250
+#: This many callers are a crowd: for fewer a second round trip costs more than is won.
+CROWD = 16
 #: Looking a moment after a task is due finds it in one look rather than two.
 _PAST_DUE = 0.001
 #: An unblocking that arrives before the blocking does nothing, so it is repeated: soon, as who comes now waits too.
@@ -82,6 +85,8 @@ class Room:
         #: When the alarm goes off, and when to look for tasks, by the clock of the event loop.
         self._alarm_at = math.inf
         self._next_look = -math.inf
+        #: How many seats the last claim has served.
+        self._served = 0
         self._outage = Outage("Handing tasks back")
 
     @property
@@ -187,7 +192,7 @@ class Room:
         for seat in self._seats:
             seat.looked = True
         asked = current_time()
-        wanted = min(CLAIM, sum(seat.wanted - len(seat.got) for seat in self._seats))
+        wanted = self._wanted()
         try:
             claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught))
         except TorrelqueRedisError as error:
@@ -199,6 +204,17 @@ class Room:
             delivery.asked = asked
         self._deal(claim, wanted)
         return self._next_look - current_time()
+
+    def _wanted(self) -> int:
+        """How many tasks to claim now.
+
+        A crowd is served in two halves: while Redis works for one of them, this process works for the other. Served all
+        at once they would stay in step, and Redis and the process would take turns.
+        """
+        crowd = len(self._seats) + self._served
+        halves = 2 if self._driver.parallel and crowd >= CROWD else 1
+        served_now = islice(self._seats, math.ceil(crowd / halves))
+        return min(CLAIM, sum(seat.wanted - len(seat.got) for seat in served_now))
 
     async def _run(self, call: Call[R]) -> R:
         (reply,) = await self._driver.execute([call])
@@ -217,9 +233,11 @@ class Room:
                 while deliveries and len(seat.got) < (share or seat.wanted):
                     seat.got.append(deliveries.popleft())
         self._returns += [(delivery.task_id, delivery.count) for delivery in deliveries]
+        taken = len(self._seats)
         for seat in list(self._seats):
             if len(seat.got) == seat.wanted or (short and (seat.got or (seat.polls and seat.looked))):
                 self._dismiss(seat)
+        self._served = taken - len(self._seats)
         if not self._seats:
             return
         if short and all(seat.looked for seat in self._seats):

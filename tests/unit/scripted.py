@@ -29,6 +29,7 @@ class ScriptedDriver:
 
     db = 0
     cluster = False
+    parallel = False
 
     def __init__(self, answer: Callable[[Call[Any]], Reply | Exception]) -> None:
         self.answer = answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -134,6 +135,24 @@ async def test_one_claim_for_everyone() -> None:
         group.start_soon(take, room, 3, None, got)
     assert sorted(got) == [["a"], ["b", "c", "d"]]
     assert wanted(driver) == [1, 1, 4]
+
+
+@pytest.mark.parametrize(("parallel", "callers", "claims"), [(True, 32, [16, 16]), (True, 15, [15]), (False, 32, [32])])
+async def test_a_crowd_is_served_in_two_halves(parallel: bool, callers: int, claims: list[int]) -> None:
+    """Many callers stay out of step, where Redis can answer one half while the other works; a few share one claim."""
+    ids = deque(f"t{i}" for i in range(callers))
+
+    def answer(call: Call[Any]) -> Any:
+        return claim(*[ids.popleft() for _ in range(int(call.head[2]))])
+
+    driver = ScriptedDriver(answer)
+    driver.parallel = parallel
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        for _ in range(callers):
+            group.start_soon(take, room, 1, None, got)
+    assert sorted(got) == sorted([f"t{i}"] for i in range(callers))
+    assert wanted(driver) == claims
 
 
 async def test_nobody_starves_beside_a_large_wish() -> None:

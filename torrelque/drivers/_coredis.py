@@ -84,6 +84,7 @@ class CoredisDriver:
     """
 
     cluster = False
+    parallel = False
 
     def __init__(self, client: coredis.Redis[Any], *, owned: bool = False) -> None:
         self._owned = owned

@@ -111,6 +111,7 @@ class RedisPyDriver:
     """Drives a :class:`redis.asyncio.Redis`."""
 
     cluster = False
+    parallel = True
 
     def __init__(self, client: aioredis.Redis) -> None:
         self._pool: Any = client.connection_pool

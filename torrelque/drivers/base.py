@@ -55,6 +55,9 @@ class Driver(Protocol):
     db: int
     #: A client of a cluster keeps a queue in one slot.
     cluster: bool
+    #: Whether runs that are under way together are answered one by one. On a shared connection Redis answers together
+    #: what it has read together.
+    parallel: bool
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         """Run each call's script, all in one round trip; one answer or error for each call.
