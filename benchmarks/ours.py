@@ -69,7 +69,7 @@ class Ours:
         await opened.queue.enqueue_many(tasks)
 
     async def release_bulk(self, opened: Opened, task_ids: list[str]) -> None:
-        await self.together(opened.queue.release, task_ids)
+        await opened.queue.release_many(task_ids)
 
     @asynccontextmanager
     async def pipeline(self, opened: Opened) -> AsyncGenerator[Any]:

@@ -83,8 +83,8 @@ class Load:
 
 #: Bulks come from one caller. "a call": each library's fastest way to do much at once. The published package's is one
 #: redis-py pipeline for 100 enqueues, ``dequeue(max_tasks=100)``, and one pipeline for 100 releases. Ours is
-#: ``enqueue_many``, ``dequeue(max_tasks=100)``, and 100 calls of ``release`` in a task group. "on pipelines": both
-#: libraries enqueue and release on a pipeline of the client; compared with the published package's very same code.
+#: ``enqueue_many``, ``dequeue(max_tasks=100)`` and ``release_many``. "on pipelines": both libraries enqueue and release
+#: on a pipeline of the client; compared with the published package's very same code.
 LOADS = (
     Load("1 caller", callers=1, enqueue_targets=(0.95, 0.7), work_targets=(1.3, 0.9)),
     Load("32 callers", callers=32, enqueue_targets=(6, 5), work_targets=(7, 5.5)),

@@ -57,7 +57,7 @@ class Side(Protocol):
         """Enqueue many in the library's fastest way. 0.9: on one pipeline; ours: ``enqueue_many``."""
 
     async def release_bulk(self, opened: Opened, task_ids: list[str]) -> None:
-        """Release many in the library's fastest way. 0.9: on one pipeline; ours: all calls at once, coalesced."""
+        """Release many in the library's fastest way. 0.9: on one pipeline; ours: ``release_many``."""
 
     def pipeline(self, opened: Opened) -> AbstractAsyncContextManager[Any]:
         """A pipeline of the client, in a transaction, executed at the end of the scope."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 from anyio import CancelScope, Event, move_on_after
 from anyio.abc import TaskGroup
 
-from .drivers import Driver
+from .drivers import Driver, Signal
 from .errors import TorrelqueClosedError
 
 R = TypeVar("R")
@@ -49,6 +49,15 @@ class Background:
     def linger(self) -> float:
         """How many seconds an unused connection is kept."""
         return LINGER if self.keeps else 0.0
+
+    @property
+    def entered(self) -> bool:
+        """Whether there is a task group for the queue's tasks."""
+        return self._group is not None
+
+    def signal(self) -> Signal:
+        """Make a signal for a task of the running event loop."""
+        return self._driver.signal()
 
     def enter(self, group: TaskGroup) -> None:
         """Run everything from here on in *group*."""
@@ -120,7 +129,7 @@ class Background:
 
         Its caller may close the client next, and nothing of ours must then take a connection from it again.
         """
-        if self._group is not None:
+        if self.entered:
             return
         with move_on_after(SETTLE, shield=True):
             while not settled():
@@ -170,7 +179,8 @@ class Runner:
         self._background = background
         self._step = step
         self._abandon = abandon
-        self._woken = Event()
+        self._woken = False
+        self._asleep: Signal | None = None
         self.running = False
         background.register(self)
 
@@ -179,7 +189,7 @@ class Runner:
 
         :raises TorrelqueClosedError: the queue has ended
         """
-        self._woken.set()
+        self.nudge()
         if not self.running:
             self.running = True
             try:
@@ -190,27 +200,37 @@ class Runner:
 
     def nudge(self) -> None:
         """Wake the task if there is one: it may have to end."""
-        self._woken.set()
+        self._woken = True
+        if self._asleep is not None:
+            self._asleep.set()
 
     async def _run(self) -> None:
         try:
             while True:
-                self._woken = Event()
+                self._woken = False
                 pause = await self._step()
-                if pause <= 0 or self._woken.is_set():
+                if pause <= 0 or self._woken:
                     continue
-                if pause < math.inf:
-                    with move_on_after(pause):
-                        await self._woken.wait()
-                elif self._background.keeps:
-                    await self._woken.wait()
-                else:
+                if pause == math.inf and not self._background.keeps:
                     return
+                await self._sleep(pause)
         except BaseException as error:
             self._abandon(error)
             raise
         finally:
             self.running = False
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until woken, or for so long."""
+        self._asleep = asleep = self._background.signal()
+        try:
+            if seconds < math.inf:
+                with move_on_after(seconds):
+                    await asleep.wait()
+            else:
+                await asleep.wait()
+        finally:
+            self._asleep = None
 
 
 class Outage:

@@ -7,34 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, cast
-
-from anyio import Event
+from itertools import chain, islice
+from typing import Any
 
 from .background import Background, Runner
 from .calls import BOUND, MAX_BYTES, Call, R, Reply, outcomes
-from .drivers import Driver
+from .drivers import Driver, Signal
 from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
-from .scripts import Script
 
-
-class Batch:
-    """Calls that go out together, and the moment when all of them have their outcome."""
-
-    __slots__ = ("done", "slots")
-
-    def __init__(self) -> None:
-        self.slots: list[Slot] = []
-        self.done = Event()
+#: So many callers are a crowd: they are served in two halves, and while Redis works for one, this process works for the
+#: other. For fewer, a second round trip costs more than is won.
+CROWD = 16
 
 
 class Slot:
     """A caller's place in a batch: the call, and where its outcome will be."""
 
-    __slots__ = ("call", "error", "reply")
+    __slots__ = ("call", "done", "error", "reply")
 
-    def __init__(self, call: Call[Any]) -> None:
+    def __init__(self, call: Call[Any], done: Signal) -> None:
         self.call = call
+        self.done = done
+        #: The outcome of its one item, a list of those of its items, or the whole answer: as the call says.
         self.reply: Reply = None
         self.error: Exception | None = None
 
@@ -47,72 +41,79 @@ class Coalescer:
 
     def __init__(self, driver: Driver, background: Background) -> None:
         self._driver = driver
-        self._runner = Runner(background, self._serve_all, self._abandon)
-        #: What collects for the next round trip.
-        self._next: Batch | None = None
+        self._lane = Runner(background, self._serve_all, self._abandon)
+        self._second_lane = Runner(background, self._serve_crowd, self._abandon)
+        #: What collects for the next round trip, in order.
+        self._next: dict[Slot, None] = {}
 
-    async def run(self, call: Call[R]) -> list[R]:
+    async def run_many(self, call: Call[R]) -> list[R]:
         """Run *call* with what others ask for meanwhile; returns the outcome of each of its items.
 
         :raises TorrelqueRedisError: what the driver says of the run
         """
-        parse = call.parse
-        return [parse(item) for item in outcomes(await self._submit(call))]
+        reply = await self._submit(call)
+        return list(map(call.parse, reply if call.count > 1 else [reply]))
 
-    async def run_one(self, call: Call[R]) -> R:
-        """Run a call of one item."""
-        (item,) = outcomes(await self._submit(call))
-        return call.parse(item)
-
-    async def run_whole(self, call: Call[R]) -> R:
-        """Run a call without items; its answer is read as a whole."""
+    async def run(self, call: Call[R]) -> R:
+        """Run a call of one item, or one without items, whose answer is read as a whole."""
         return call.parse(await self._submit(call))
 
     async def _submit(self, call: Call[Any]) -> Reply:
-        slot = Slot(call)
-        batch = self._next or self._begin()
-        batch.slots.append(slot)
+        slot = Slot(call, self._driver.signal())
+        if not self._next:
+            self._lane.wake()
+        self._next[slot] = None
+        if len(self._next) == CROWD:
+            self._second_lane.wake()
         try:
-            await batch.done.wait()
+            await slot.done.wait()
         except BaseException:
-            if batch is self._next:
-                batch.slots.remove(slot)
+            self._next.pop(slot, None)
             raise
         if slot.error is not None:
             raise fresh(slot.error)
         return slot.reply
 
-    def _begin(self) -> Batch:
-        self._runner.wake()
-        batch = self._next = Batch()
-        return batch
-
     async def _serve_all(self) -> float:
-        while (batch := self._next) is not None:
-            self._next = None
-            await self._serve(batch)
+        while self._next:
+            # A crowd is split once, and then its halves come back at different times.
+            await self._serve(self._take(len(self._next) // 2 if len(self._next) >= 2 * CROWD else len(self._next)))
         return math.inf
 
-    def _abandon(self, _: BaseException) -> None:
-        batch, self._next = self._next, None
-        if batch is not None:
-            _settle(batch.slots, TorrelqueClosedError("The queue was closed before the call was sent"))
-            batch.done.set()
+    async def _serve_crowd(self) -> float:
+        while len(self._next) >= CROWD:
+            await self._serve(self._take(len(self._next)))
+        return math.inf
 
-    async def _serve(self, batch: Batch) -> None:
-        runs = _join(batch.slots)
+    def _take(self, count: int) -> list[Slot]:
+        batch = list(islice(self._next, count))
+        for slot in batch:
+            del self._next[slot]
+        return batch
+
+    def _abandon(self, _: BaseException) -> None:
+        batch = self._take(len(self._next))
+        _settle(batch, TorrelqueClosedError("The queue was closed before the call was sent"))
+        _release(batch)
+
+    async def _serve(self, batch: list[Slot]) -> None:
+        runs = _join(batch)
         try:
-            if runs:
-                replies = await self._driver.execute([_merge([slot.call for slot in run]) for run in runs])
-                for run, reply in zip(runs, replies, strict=True):
-                    _deal(run, reply)
+            replies = await self._driver.execute([_merge(run) for run in runs])
+            for run, reply in zip(runs, replies, strict=True):
+                _deal(run, reply)
         except TorrelqueRedisError as error:
-            _settle(batch.slots, error)
+            _settle(batch, error)
         except BaseException as error:
-            _settle(batch.slots, TorrelqueClosedError(f"The queue was closed with the call under way: {error!r}"))
+            _settle(batch, TorrelqueClosedError(f"The queue was closed with the call under way: {error!r}"))
             raise
         finally:
-            batch.done.set()
+            _release(batch)
+
+
+def _release(slots: Iterable[Slot]) -> None:
+    for slot in slots:
+        slot.done.set()
 
 
 def _settle(slots: Iterable[Slot], error: Exception) -> None:
@@ -123,23 +124,24 @@ def _settle(slots: Iterable[Slot], error: Exception) -> None:
 def _deal(run: list[Slot], reply: Reply | Exception) -> None:
     if isinstance(reply, Exception):
         _settle(run, reply)
-    elif len(run) == 1:
+    elif run[0].call.count == 0:
         run[0].reply = reply
     else:
         items = outcomes(reply)
         at = 0
         for slot in run:
-            slot.reply = items[at : at + slot.call.count]
-            at += slot.call.count
+            count = slot.call.count
+            slot.reply = items[at] if count == 1 else items[at : at + count]
+            at += count
 
 
-def _join(slots: Iterable[Slot]) -> list[list[Slot]]:
+def _join(slots: list[Slot]) -> list[list[Slot]]:
     """Group calls that one script run can serve, within the bound on items and bytes."""
     runs: list[list[Slot]] = []
-    current: dict[tuple[Script, tuple[bytes, ...]], tuple[list[Slot], list[int]]] = {}
+    current: dict[tuple[bytes, tuple[bytes, ...]], tuple[list[Slot], list[int]]] = {}
     for slot in slots:
         call = slot.call
-        key = (call.script, call.head)
+        key = (call.script.sha1, call.head)
         size = sum(map(len, call.items))
         found = current.get(key)
         if found is not None and call.count:
@@ -154,9 +156,9 @@ def _join(slots: Iterable[Slot]) -> list[list[Slot]]:
     return runs
 
 
-def _merge(calls: list[Call[Any]]) -> Call[Any]:
-    first = calls[0]
-    if len(calls) == 1:
+def _merge(run: list[Slot]) -> Call[Any]:
+    first = run[0].call
+    if len(run) == 1:
         return first
-    items = tuple(item for call in calls for item in call.items)
-    return Call(first.script, first.keys, first.head, items, sum(call.count for call in calls), cast(Any, first.parse))
+    items = tuple(chain.from_iterable([slot.call.items for slot in run]))
+    return Call(first.script, first.keys, first.head, items, sum([slot.call.count for slot in run]), first.parse)

@@ -7,14 +7,13 @@ coalescing pay. Everything in a call is bytes already, so that a driver only has
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import scripts
 from .keys import Keys
-from .model import SweepReport, TorrelqueQueueStats, TorrelqueTaskStatus
+from .model import SweepReport, TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskStatus
 
 R = TypeVar("R")
 
@@ -109,10 +108,6 @@ def text_of_seconds(seconds: float) -> bytes:
     return (b"%d" % seconds) if seconds == int(seconds) else repr(seconds).encode()
 
 
-def _seconds_of_text(text: bytes) -> float:
-    return float(text) if text else math.inf
-
-
 def seconds_of_wake(message: bytes | None) -> float:
     """Read a wake message: seconds until something is due; 0 (look now) when it says nothing usable."""
     try:
@@ -122,9 +117,11 @@ def seconds_of_wake(message: bytes | None) -> float:
     return seconds if 0 <= seconds <= HORIZON else 0.0
 
 
-def _token(task_id: str) -> bytes:
-    count = getattr(task_id, "dequeue_count", None)
-    return b"" if count is None else b"%d" % count
+def _named(task_id: str) -> tuple[bytes, bytes]:
+    """Spell an id and the number of its delivery, '' if it has none."""
+    if isinstance(task_id, TorrelqueTaskId):
+        return task_id._stored or task_id.encode(), b"%d" % task_id.dequeue_count
+    return task_id.encode(), b""
 
 
 class Calls:
@@ -154,19 +151,28 @@ class Calls:
     def requeue(self, task_id: str, delay: float, lease: float | None) -> Call[Verdict]:
         """Give a working task back."""
         lease_text = b"" if lease is None else text_of_seconds(lease)
-        item = (task_id.encode(), _token(task_id), text_of_seconds(delay), lease_text)
+        item = (*_named(task_id), text_of_seconds(delay), lease_text)
         return Call(scripts.REQUEUE, self._table, self._waking, item, 1, _read_verdict)
 
-    def release(self, task_id: str, status: TorrelqueTaskStatus, result: bytes | None, keep: float) -> Call[Verdict]:
-        """End a working task; *keep* seconds count only with a result."""
-        milliseconds = 0 if result is None else max(1, round(keep * 1000))
-        item = (task_id.encode(), _token(task_id), b"%d" % status, b"%d" % milliseconds, result or b"")
-        return Call(scripts.RELEASE, self._table, (), item, 1, _read_verdict)
+    def release(
+        self, items: Iterable[tuple[str, bytes | None]], status: TorrelqueTaskStatus, keep: float
+    ) -> Call[Verdict]:
+        """End working tasks, each with its result if it has one, which stays for *keep* seconds."""
+        milliseconds = b"%d" % max(1, round(keep * 1000))
+        status_text = b"%d" % status
+        flat: list[bytes] = []
+        for task_id, result in items:
+            stored, token = _named(task_id)
+            if result is None:
+                flat += (stored, token, status_text, b"0", b"")
+            else:
+                flat += (stored, token, status_text, milliseconds, result)
+        return Call(scripts.RELEASE, self._table, (), tuple(flat), len(flat) // 5, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:
         """Move the end of a lease. Outcome: the new end, unix time in seconds, or why not."""
         head = (*self._waking, text_of_seconds(default_lease))
-        item = (task_id.encode(), _token(task_id), b"" if lease is None else text_of_seconds(lease))
+        item = (*_named(task_id), b"" if lease is None else text_of_seconds(lease))
         return Call(scripts.EXTEND, self._table, head, item, 1, _read_extension)
 
     def hand_back(self, deliveries: Iterable[tuple[bytes, int | None]]) -> Call[bool]:
@@ -217,21 +223,27 @@ def _read_fields(reply: Reply) -> Fields:
 
 def _read_claim(reply: Reply) -> Claim:
     """Read the answer of the dequeue script."""
-    until_next, more, dropped, sheet, bodies = reply
+    sheet, _, bodies = reply.partition(b"\n")
+    until_next, more, drops, *numbers = sheet.split()
+    lengths = numbers[len(numbers) - int(drops) :]
     deliveries: list[Delivery] = []
     at = 0
-    for count, lease, id_length, body_length in zip(*[iter(sheet.split())] * 4, strict=True):
+    for count, lease, id_length, body_length in zip(*[iter(numbers[: len(numbers) - int(drops)])] * 4, strict=True):
         body_at = at + int(id_length)
         end = body_at + int(body_length)
         deliveries.append(Delivery(bodies[at:body_at], int(count), float(lease), bodies[body_at:end]))
         at = end
-    return Claim(deliveries, dropped, _seconds_of_text(until_next), bool(more))
+    dropped: list[bytes] = []
+    for length in lengths:
+        dropped.append(bodies[at : at + int(length)])
+        at += int(length)
+    return Claim(deliveries, dropped, float(until_next), more == b"1")
 
 
 def _read_sweep(reply: Reply) -> SweepStep:
     """Read the answer of the sweep script."""
     stale, due, undequeued, dropped, cursor, until_next = reply
-    return SweepStep(SweepReport(stale, due, undequeued), dropped, cursor, _seconds_of_text(until_next))
+    return SweepStep(SweepReport(stale, due, undequeued), dropped, cursor, float(until_next))
 
 
 def _read_stats(reply: Reply) -> TorrelqueQueueStats:

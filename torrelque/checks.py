@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import TorrelqueTypeError, TorrelqueValueError
-from .model import FINAL, TorrelqueTaskStatus
+from .model import FINAL, TorrelqueTaskId, TorrelqueTaskStatus
 
 #: Ten years: beyond it a time is a mistake, and Redis' own arithmetic gets imprecise.
 MAX_SECONDS = 315_360_000.0
@@ -40,6 +41,8 @@ def _number(parameter: str, value: object) -> float:
 
 
 def _seconds(parameter: str, value: object, low: float, what: str) -> float:
+    if type(value) is float and low <= value <= MAX_SECONDS:
+        return value
     number = _number(parameter, value)
     if not low <= number <= MAX_SECONDS:  # a NaN compares false
         raise TorrelqueValueError(f"{parameter} must be {what}, at most {MAX_SECONDS:.0f}: {shown(value)}")
@@ -65,6 +68,8 @@ def timeout(parameter: str, value: object) -> float | None:
 
 def max_tasks(value: object) -> int:
     """Check how many tasks a ``dequeue`` asks for, and clamp it."""
+    if type(value) is int and 0 < value <= MAX_TASKS:
+        return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise TorrelqueTypeError(f"max_tasks must be an int, not {type(value).__name__}: {shown(value)}")
     if value < 1:
@@ -85,7 +90,9 @@ def queue(value: object) -> str:
 
 
 def task_id(value: object) -> bytes:
-    """Check an id that names a task, and encode it."""
+    """Check an id that names a task, and encode it; one that came from Redis names a task whatever it looks like."""
+    if type(value) is TorrelqueTaskId and value._stored is not None:
+        return value._stored
     if not isinstance(value, str):
         raise TorrelqueTypeError(f"task_id must be a str, not {type(value).__name__}: {shown(value)}")
     try:
@@ -97,6 +104,16 @@ def task_id(value: object) -> bytes:
             f"task_id must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without control characters: {shown(value)}"
         )
     return encoded
+
+
+def task_ids(values: object) -> list[Any]:
+    """Check ids that name tasks, whose iterator is read to its end."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TorrelqueTypeError(f"task_ids must be an iterable of ids, not {type(values).__name__}: {shown(values)}")
+    ids = list(values)
+    for value in ids:
+        task_id(value)
+    return ids
 
 
 def new_task_id(value: object) -> str:

@@ -27,7 +27,7 @@ class TorrelqueTaskSerialiser(NamedTuple):
 Serialiser: TypeAlias = TorrelqueTaskSerialiser | SupportsDumpsLoads
 
 
-_decode_json = json.JSONDecoder().decode
+_read_json = json.JSONDecoder().raw_decode
 
 
 def _dump_json(value: Any) -> bytes:
@@ -36,10 +36,14 @@ def _dump_json(value: Any) -> bytes:
 
 def _load_json(body: bytes) -> Any:
     try:
-        # Finding out the encoding takes `json.loads` longer than the rest of a small payload.
-        return _decode_json(body.decode())
+        # Finding out the encoding and looking for white space takes `json.loads` longer than a small payload itself.
+        text = body.decode()
+        value, end = _read_json(text)
+        if end == len(text):
+            return value
     except ValueError:
-        return json.loads(body)  # another encoding that JSON allows, or the error of the standard library
+        pass
+    return json.loads(body)  # another encoding that JSON allows, white space, or the error of the standard library
 
 
 #: The default: JSON, readable by the published package and from every language.

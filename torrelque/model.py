@@ -100,12 +100,13 @@ class TorrelqueTaskId(str):
     :ivar task_timeout: length of the lease in seconds, counted from the delivery
     """
 
-    __slots__ = ("_delivered", "_settled", "dequeue_count", "task_timeout")
+    __slots__ = ("_delivered", "_settled", "_stored", "dequeue_count", "task_timeout")
 
     dequeue_count: int
     task_timeout: float
     _delivered: float | None
     _settled: bool
+    _stored: bytes | None
 
     def __new__(cls, task_id: str, dequeue_count: int, task_timeout: float) -> TorrelqueTaskId:
         self = super().__new__(cls, task_id)
@@ -115,6 +116,15 @@ class TorrelqueTaskId(str):
         self._delivered = None
         #: It was given to release or requeue: that its lease ends then is no surprise.
         self._settled = False
+        #: The id as Redis has it, which a foreign writer may have made of anything; ``None`` as above.
+        self._stored = None
+        return self
+
+    @classmethod
+    def _of_delivery(cls, stored: bytes, count: int, lease: float, delivered: float) -> TorrelqueTaskId:
+        self = cls(stored.decode(errors="replace"), count, lease)
+        self._delivered = delivered
+        self._stored = stored
         return self
 
     def __reduce__(self) -> tuple[type[TorrelqueTaskId], tuple[str, int, float]]:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, current_time
 from anyio.abc import TaskStatus
@@ -28,6 +28,7 @@ from .errors import (
     TorrelqueNotWorkingError,
     TorrelqueTimeoutError,
     TorrelqueTypeError,
+    TorrelqueValueError,
 )
 from .keys import NAMES, Keys
 from .leasing import keep_lease
@@ -44,6 +45,9 @@ from .waiting import Room
 from .watching import Watches
 
 logger = logging.getLogger("torrelque")
+
+#: A payload, or a result, of which there may be none.
+B = TypeVar("B", bound=bytes | None)
 
 #: Leaving a queue waits this many seconds for what is under way.
 GRACE = 1.0
@@ -230,7 +234,7 @@ class Torrelque:
         ids = checks.new_task_ids(task_ids, len(bodies)) or [secrets.token_hex(16) for _ in bodies]
         for chunk in _chunks(list(zip(ids, bodies, strict=True))):
             self._check_open()
-            await self._coalescer.run(self._calls.enqueue(chunk, lease, wait))
+            await self._coalescer.run_many(self._calls.enqueue(chunk, lease, wait))
         return ids
 
     async def _run(self, call: Call[Any], pipeline: Any) -> Any:
@@ -239,7 +243,7 @@ class Torrelque:
         if pipeline is not None:
             self._driver.stage(call, pipeline)
             return None
-        return await self._coalescer.run_one(call)
+        return await self._coalescer.run(call)
 
     @overload
     async def dequeue(  # type: ignore[overload-overlap]  # 1 is an int too: what is not the literal is taken as more
@@ -274,20 +278,23 @@ class Torrelque:
         deliveries = await self._room.dequeue(wanted, wait)
         if not deliveries:
             raise TorrelqueTimeoutError(f"No task came within {wait} s")
-        tasks = self._decode_all(deliveries)
-        return tasks[0] if max_tasks == 1 else tasks
+        return self._decode(deliveries[0]) if max_tasks == 1 else self._decode_all(deliveries)
+
+    def _decode(self, delivery: Delivery) -> tuple[TorrelqueTaskId, Any]:
+        task_id = TorrelqueTaskId._of_delivery(delivery.task_id, delivery.count, delivery.lease, delivery.asked)
+        try:
+            return task_id, self._serialiser.loads(delivery.body)
+        except Exception as error:
+            raise TorrelqueDecodeError(task_id, delivery.body, "payload") from error
 
     def _decode_all(self, deliveries: list[Delivery]) -> list[tuple[TorrelqueTaskId, Any]]:
-        loads = self._serialiser.loads
         tasks: list[tuple[TorrelqueTaskId, Any]] = []
         for i, delivery in enumerate(deliveries):
-            task_id = TorrelqueTaskId(delivery.task_id.decode(errors="replace"), delivery.count, delivery.lease)
-            task_id._delivered = delivery.asked
             try:
-                tasks.append((task_id, loads(delivery.body)))
-            except Exception as error:
+                tasks.append(self._decode(delivery))
+            except TorrelqueDecodeError:
                 self._room.hand_back(deliveries[:i] + deliveries[i + 1 :])
-                raise TorrelqueDecodeError(task_id, delivery.body, "payload") from error
+                raise
         return tasks
 
     async def requeue(
@@ -351,20 +358,84 @@ class Torrelque:
         final = checks.final_status(status)
         keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
         body = None if result is None else encode(self._serialiser, result, "result")
-        await self._settle("release", task_id, self._calls.release(task_id, final, body, keep), pipeline, strict)
+        await self._settle("release", task_id, self._calls.release([(task_id, body)], final, keep), pipeline, strict)
+
+    async def release_many(
+        self,
+        task_ids: Iterable[str],
+        *,
+        results: Iterable[Any] | None = None,
+        result_ttl: float | None = None,
+        status: TorrelqueTaskStatus = TorrelqueTaskStatus.COMPLETED,
+    ) -> list[TorrelqueLookupError | None]:
+        """End many working tasks, in scripts of bounded size; each task is ended by itself, as by :meth:`release`.
+
+        Everything is checked and serialised before the first is sent. When Redis fails half-way, the tasks sent until
+        then are released; the whole call can be repeated, which finds those unknown or not working.
+
+        :param task_ids: as ``dequeue`` returned them, or plain ones, as for :meth:`release`
+        :param results: one for each task, ``None`` for one that has none; by default no task has
+        :param result_ttl: seconds as for :meth:`release`, for all tasks
+        :param status: ``COMPLETED`` or ``REJECTED``, for all tasks
+        :returns: for each task ``None``, or the error that a strict :meth:`release` would have raised, which is logged
+            as a warning too
+        :raises TorrelqueValueError: an argument is out of range, or there is not one result for each task
+        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueError: ``Invalid status for released task: N``
+        :raises TorrelqueRedisError: Redis failed
+        """
+        ids = checks.task_ids(task_ids)
+        final = checks.final_status(status)
+        keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
+        bodies = self._encode_results(results, len(ids))
+        refusals: list[TorrelqueLookupError | None] = []
+        for chunk in _chunks(list(zip(ids, bodies, strict=True))):
+            refusals += await self._release_chunk(
+                [task_id for task_id, _ in chunk], self._calls.release(chunk, final, keep)
+            )
+        return refusals
+
+    def _encode_results(self, results: Iterable[Any] | None, count: int) -> list[bytes | None]:
+        if results is None:
+            return [None] * count
+        if not isinstance(results, Iterable):
+            shown = checks.shown(results)
+            raise TorrelqueTypeError(f"results must be an iterable, not {type(results).__name__}: {shown}")
+        bodies = [None if result is None else encode(self._serialiser, result, "results") for result in results]
+        if len(bodies) != count:
+            raise TorrelqueValueError(f"results must be {count}, one for each task, not {len(bodies)}")
+        return bodies
+
+    async def _release_chunk(self, task_ids: list[str], call: Call[Verdict]) -> list[TorrelqueLookupError | None]:
+        self._check_open()
+        held = [(task_id, task_id._settled) for task_id in task_ids if isinstance(task_id, TorrelqueTaskId)]
+        for task_id, _ in held:
+            task_id._settled = True  # before it is sent, as in _settle
+        verdicts: list[Verdict] = []
+        try:
+            verdicts = await self._coalescer.run_many(call)
+        finally:
+            for task_id, settled in held:
+                task_id._settled = settled
+            for said, each in zip(verdicts, task_ids, strict=False):
+                if said is Verdict.APPLIED and isinstance(each, TorrelqueTaskId):
+                    each._settled = True
+        return [_judge("release", *pair, strict=False) for pair in zip(task_ids, verdicts, strict=True)]
 
     async def _settle(self, operation: str, task_id: str, call: Call[Verdict], pipeline: Any, strict: bool) -> None:
-        settled = getattr(task_id, "_settled", False)
-        if isinstance(task_id, TorrelqueTaskId):
-            # Said before it is sent, for a renewal of the lease may be answered before this call returns.
-            task_id._settled = True
+        if not isinstance(task_id, TorrelqueTaskId):
+            _judge(operation, task_id, await self._run(call, pipeline), strict)
+            return
+        settled = task_id._settled
+        # Said before it is sent, for a renewal of the lease may be answered before this call returns.
+        task_id._settled = True
         try:
-            verdict = await self._run(call, pipeline)
+            verdict = await (self._coalescer.run(call) if pipeline is None else self._run(call, pipeline))
             settled = settled or verdict is None or verdict is Verdict.APPLIED
         finally:
-            if isinstance(task_id, TorrelqueTaskId):
-                task_id._settled = settled
-        _judge(operation, task_id, verdict, strict)
+            task_id._settled = settled
+        if verdict is not Verdict.APPLIED:
+            _judge(operation, task_id, verdict, strict)
 
     async def extend(self, task_id: str, task_timeout: float | None = None) -> float:
         """Let the lease of a working task end a full length from now, whatever was left of it.
@@ -455,7 +526,7 @@ class Torrelque:
         :raises TorrelqueRedisError: Redis failed
         """
         self._check_open()
-        return await self._coalescer.run_whole(self._calls.stats())
+        return await self._coalescer.run(self._calls.stats())
 
     def watch(self, task_id: str, *, timeout: float | None = None) -> AsyncGenerator[TorrelqueTaskState]:
         """Follow a task: ``async for state in queue.watch(task_id): ...``.
@@ -541,10 +612,10 @@ class Torrelque:
             scope.cancel()
 
 
-def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> None:
+def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> TorrelqueLookupError | None:
     """Turn a verdict into nothing, a warning or an error; a call on a pipeline has none yet."""
     if verdict is None or verdict is Verdict.APPLIED:
-        return
+        return None
     errors = {
         Verdict.UNKNOWN: TorrelqueLookupError(f"Task {task_id} is unknown"),
         Verdict.NOT_WORKING: TorrelqueNotWorkingError(task_id),
@@ -553,6 +624,7 @@ def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) 
     if strict:
         raise errors[verdict]
     logger.warning("Inconsistent %s, nothing was changed: %s", operation, errors[verdict])
+    return errors[verdict]
 
 
 def _status(task_id: str, text: bytes | None) -> TorrelqueTaskStatus:
@@ -571,16 +643,17 @@ def _number(text: bytes | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _chunks(items: list[tuple[str, bytes]]) -> Iterable[list[tuple[str, bytes]]]:
+def _chunks(items: list[tuple[str, B]]) -> Iterable[list[tuple[str, B]]]:
     """Cut items into portions for one script each, by number and by bytes."""
-    chunk: list[tuple[str, bytes]] = []
+    chunk: list[tuple[str, B]] = []
     size = 0
     for item in items:
-        if chunk and (len(chunk) == BOUND or size + len(item[1]) > MAX_BYTES):
+        length = 0 if item[1] is None else len(item[1])
+        if chunk and (len(chunk) == BOUND or size + length > MAX_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(item)
-        size += len(item[1])
+        size += length
     if chunk:
         yield chunk
 

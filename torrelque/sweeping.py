@@ -47,7 +47,7 @@ class Sweeper:
         stale, due, undequeued = 0, 0, 0
         cursor = start
         while True:
-            step = await self._coalescer.run_whole(self._calls.sweep(self._default_lease(), cursor))
+            step = await self._coalescer.run(self._calls.sweep(self._default_lease(), cursor))
             stale, due, undequeued = (
                 stale + step.report.stale, due + step.report.due, undequeued + step.report.undequeued,
             )  # fmt: skip

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from anyio import Event, create_task_group, current_time, move_on_after
+from anyio import Event, create_task_group, move_on_after
 
 from .background import Background, Outage, Runner
 from .calls import HORIZON, Call, Calls, Claim, Delivery, R, seconds_of_wake
-from .drivers import Blocker, Driver
+from .drivers import Blocker, Driver, Signal
 from .errors import TorrelqueClosedError, TorrelqueRedisError, first_error, fresh
 from .keys import Keys
 from .listening import Ear, Hub
@@ -46,7 +46,7 @@ class Seat:
 
     __slots__ = ("deadline", "done", "error", "got", "looked", "polls", "wanted")
 
-    def __init__(self, wanted: int, deadline: float, polls: bool) -> None:
+    def __init__(self, wanted: int, deadline: float, polls: bool, done: Signal) -> None:
         self.wanted = wanted
         self.deadline = deadline
         self.polls = polls
@@ -54,7 +54,7 @@ class Seat:
         self.looked = False
         self.got: list[Delivery] = []
         self.error: Exception | None = None
-        self.done = Event()
+        self.done = done
 
 
 class Room:
@@ -99,21 +99,24 @@ class Room:
 
         :raises TorrelqueRedisError: the driver's word on a claim
         """
-        seat = Seat(wanted, current_time() + timeout if timeout else math.inf, timeout == 0)
+        deadline = self._driver.now() + timeout if timeout else math.inf
+        seat = Seat(wanted, deadline, timeout == 0, self._driver.signal())
         self._seats[seat] = None
         self._background.move()
         try:
             try:
-                self._next_look = -math.inf
-                self._server.wake()
-                if seat.deadline < self._alarm_at:
-                    self._alarm_at = seat.deadline
+                if self._next_look > -math.inf or not self._server.running:
+                    self._next_look = -math.inf
+                    self._server.wake()
+                if deadline < self._alarm_at:
+                    self._alarm_at = deadline
                     self._alarm.wake()
                 await seat.done.wait()
             finally:
                 if seat in self._seats:
                     self._leave(seat)
-            await self._settle()
+            if not self._background.entered:
+                await self._settle()
         except BaseException:
             self.hand_back(seat.got)
             await self._settle()
@@ -140,7 +143,7 @@ class Room:
 
     def look_within(self, seconds: float) -> None:
         """Make the room look for tasks after *seconds*, if it does not look earlier anyway."""
-        self._next_look = min(self._next_look, current_time() + seconds)
+        self._next_look = min(self._next_look, self._driver.now() + seconds)
         self._server.wake()
 
     def close(self) -> None:
@@ -154,7 +157,7 @@ class Room:
 
     async def _serve(self) -> float:
         """Look for tasks, and give back what nobody takes; returns seconds until the next time."""
-        again = await self._give_back()
+        again = await self._give_back() if self._returns else math.inf
         pause = min(again, await self._look())
         if not self._seats:
             await self._catcher.rest()
@@ -169,7 +172,7 @@ class Room:
 
     async def _expire(self) -> float:
         """Send those away whose time has passed; returns seconds until the next one's."""
-        now = current_time()
+        now = self._driver.now()
         for seat in [seat for seat in self._seats if seat.deadline <= now]:
             self._leave(seat)
         self._alarm_at = min((seat.deadline for seat in self._seats), default=math.inf)
@@ -185,13 +188,13 @@ class Room:
         if not self._seats:
             self._returns += [(task_id, None) for task_id in caught]
             return math.inf
-        wait = self._next_look - current_time()
+        wait = self._next_look - self._driver.now()
         if wait > 0 and not caught:
             return wait
-        self._next_look = current_time() + HORIZON
+        self._next_look = self._driver.now() + HORIZON
         for seat in self._seats:
             seat.looked = True
-        asked = current_time()
+        asked = self._driver.now()
         wanted = self._wanted()
         try:
             claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught))
@@ -203,7 +206,7 @@ class Room:
         for delivery in claim.deliveries:
             delivery.asked = asked
         self._deal(claim, wanted)
-        return self._next_look - current_time()
+        return self._next_look - self._driver.now()
 
     def _wanted(self) -> int:
         """How many tasks to claim now.
@@ -212,9 +215,9 @@ class Room:
         at once they would stay in step, and Redis and the process would take turns.
         """
         crowd = len(self._seats) + self._served
-        halves = 2 if self._driver.parallel and crowd >= CROWD else 1
+        halves = 2 if crowd >= CROWD else 1
         served_now = islice(self._seats, math.ceil(crowd / halves))
-        return min(CLAIM, sum(seat.wanted - len(seat.got) for seat in served_now))
+        return min(CLAIM, sum([seat.wanted - len(seat.got) for seat in served_now]))
 
     async def _run(self, call: Call[R]) -> R:
         (reply,) = await self._driver.execute([call])
@@ -228,28 +231,31 @@ class Room:
             logger.warning("Dropped task %r from the queue: it has no payload, or is delivered or final", task_id)
         short = len(claim.deliveries) < wanted and not claim.more
         deliveries = deque(claim.deliveries)
-        for share in (1, None):
-            for seat in self._seats:
-                while deliveries and len(seat.got) < (share or seat.wanted):
-                    seat.got.append(deliveries.popleft())
+        for seat in self._seats:
+            if deliveries and not seat.got:
+                seat.got.append(deliveries.popleft())
+        for seat in self._seats:
+            while deliveries and len(seat.got) < seat.wanted:
+                seat.got.append(deliveries.popleft())
         self._returns += [(delivery.task_id, delivery.count) for delivery in deliveries]
-        taken = len(self._seats)
-        for seat in list(self._seats):
-            if len(seat.got) == seat.wanted or (short and (seat.got or (seat.polls and seat.looked))):
-                self._dismiss(seat)
-        self._served = taken - len(self._seats)
+        served = [
+            seat
+            for seat in self._seats
+            if len(seat.got) == seat.wanted or (short and (seat.got or (seat.polls and seat.looked)))
+        ]
+        for seat in served:
+            self._dismiss(seat)
+        self._served = len(served)
         if not self._seats:
             return
         if short and all(seat.looked for seat in self._seats):
-            self._next_look = min(self._next_look, current_time() + claim.until_next + _PAST_DUE)
+            self._next_look = min(self._next_look, self._driver.now() + claim.until_next + _PAST_DUE)
             self._catcher.ask()
         else:
             self._next_look = -math.inf
 
     async def _give_back(self) -> float:
         """Hand back what nobody waits for; returns seconds until the next try."""
-        if not self._returns:
-            return math.inf
         returns, self._returns = self._returns, []
         # The last one first, so that the first one delivered stands at the very head again.
         call = self._calls.hand_back(reversed(returns))
@@ -370,11 +376,11 @@ class Catcher:
                 if not self._asked:
                     return
             self._blocker = blocker
-            since = current_time()
+            since = self._driver.now()
             try:
                 task_id = await blocker.move(self._keys.pending, self._keys.dequeueing, BLOCK)
             except TorrelqueRedisError:
-                if current_time() - since > _STEADY:
+                if self._driver.now() - since > _STEADY:
                     self._outage.worked()  # it did wait: a new failure, tried again soon
                 raise
             finally:

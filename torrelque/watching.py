@@ -117,7 +117,7 @@ class Watcher:
     async def _read(self) -> Fields | None:
         """Read the state; ``None`` when Redis fails and there is a later time to read it again."""
         try:
-            return await self._coalescer.run_one(self._calls.state(self._task_id))
+            return await self._coalescer.run(self._calls.state(self._task_id))
         except TorrelqueRedisError:
             if self._last is None:
                 raise

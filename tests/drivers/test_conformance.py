@@ -22,7 +22,7 @@ from torrelque import (
     TorrelqueTimeoutError,
     TorrelqueUnavailableError,
 )
-from torrelque.calls import BOUND, Calls, outcomes
+from torrelque.calls import BOUND, SWEEP_ALL, Calls, outcomes
 from torrelque.drivers import Driver, driver_for
 from torrelque.keys import Keys
 
@@ -90,8 +90,7 @@ async def test_nil_and_nested_answers(open_driver: Any, calls: Calls) -> None:
     """What is not there is None, at any depth."""
     async with open_driver() as driver:
         assert await driver.execute([calls.state(b"unknown")]) == [[[None] * 9]]
-        (reply,) = await driver.execute([calls.dequeue(1, 300)])
-        assert reply == [b"", 0, [], b"", b""]
+        assert await driver.execute([calls.sweep(300, SWEEP_ALL)]) == [[0, 0, 0, [], b"end", b"inf"]]
 
 
 async def test_scripts_that_the_server_forgot(open_driver: Any, calls: Calls, admin: Redis) -> None:
@@ -135,8 +134,8 @@ async def test_out_of_memory(open_driver: Any, calls: Calls, admin: Redis, name:
             assert (
                 await driver.execute(
                     [
-                        calls.release("a", TorrelqueTaskStatus.COMPLETED, b"result", 60),
-                        calls.release("b", TorrelqueTaskStatus.COMPLETED, None, 60),
+                        calls.release([("a", b"result")], TorrelqueTaskStatus.COMPLETED, 60),
+                        calls.release([("b", None)], TorrelqueTaskStatus.COMPLETED, 60),
                         calls.requeue("c", 0, None),
                         calls.requeue("d", 60, None),
                     ]

@@ -67,7 +67,7 @@ class Sweeps:
         self.driver = ScriptedDriver(self.answer)
         self.started = trio.current_time()
         self.seen: list[tuple[float, str]] = []
-        self.until: bytes | Callable[[], bytes] = b""
+        self.until: bytes | Callable[[], bytes] = b"inf"
         self.steps: list[list[Any]] = []
 
     def answer(self, call: Call[Any]) -> Any:
@@ -102,7 +102,7 @@ async def test_sweeps_when_the_next_is_due(autojump_clock: trio.testing.MockCloc
     """Between two intervals leases and delays are looked at when the next one ends, and nothing else is."""
     sweeps = Sweeps()
     due = trio.current_time() + 7
-    sweeps.until = lambda: b"%f" % (due - trio.current_time()) if trio.current_time() < due else b""
+    sweeps.until = lambda: b"%f" % (due - trio.current_time()) if trio.current_time() < due else b"inf"
     await sweeps.run(30, 29)
     assert sweeps.seen[0] == (0, "")
     assert sweeps.seen[-1] == (close_to(7), "timed")
@@ -130,8 +130,8 @@ async def test_sweep_goes_on_in_steps(autojump_clock: trio.testing.MockClock, ca
     sweeps = Sweeps()
     sweeps.steps = [
         [500, 0, 0, [], b"", b"0"],
-        [1, 2, 0, [b"ghost"], b"497", b""],
-        [0, 0, 3, [], b"end", b""],
+        [1, 2, 0, [b"ghost"], b"497", b"inf"],
+        [0, 0, 3, [], b"end", b"inf"],
     ]
     await sweeps.run(30, 1)
     assert [cursor for _, cursor in sweeps.seen][:3] == ["", "", "497"]

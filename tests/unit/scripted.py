@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from anyio import EndOfStream, Event, create_memory_object_stream, create_task_group, move_on_after
+from anyio import EndOfStream, Event, create_memory_object_stream, create_task_group, current_time, move_on_after
 from anyio.lowlevel import checkpoint
 
 from torrelque import TorrelqueError, TorrelqueUnavailableError
@@ -15,13 +15,13 @@ from torrelque.background import Background
 from torrelque.calls import Call, Reply
 
 #: What the dequeue script says when there is nothing.
-NOTHING: list[Any] = [b"", 0, [], b"", b""]
+NOTHING = b"inf 0 0\n"
 
 
-def claim(*task_ids: str, until: bytes = b"", more: int = 0, count: int = 1, body: str = '"t"') -> list[Any]:
+def claim(*task_ids: str, until: str = "inf", more: int = 0, count: int = 1, body: str = '"t"') -> bytes:
     """Write the answer of the dequeue script."""
-    sheet = " ".join(f"{count} 300 {len(task_id)} {len(body)}" for task_id in task_ids)
-    return [until, more, [], sheet.encode(), "".join(task_id + body for task_id in task_ids).encode()]
+    sheet = "".join(f" {count} 300 {len(task_id)} {len(body)}" for task_id in task_ids)
+    return f"{until} {more} 0{sheet}\n{''.join(task_id + body for task_id in task_ids)}".encode()
 
 
 class ScriptedDriver:
@@ -29,7 +29,6 @@ class ScriptedDriver:
 
     db = 0
     cluster = False
-    parallel = False
 
     def __init__(self, answer: Callable[[Call[Any]], Reply | Exception]) -> None:
         self.answer = answer
@@ -38,6 +37,12 @@ class ScriptedDriver:
         self.failure: BaseException | None = None
         self.blocker = ScriptedBlocker()
         self.subscriber = ScriptedSubscriber()
+
+    def signal(self) -> Event:
+        return Event()
+
+    def now(self) -> float:
+        return current_time()
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         self.runs.append(list(calls))

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from unit.scripted import ScriptedDriver, open_background
 
-from torrelque.batching import Coalescer
+from torrelque.batching import CROWD, Coalescer
 from torrelque.calls import BOUND, MAX_BYTES, Call, Calls
 from torrelque.drivers import Driver
 from torrelque.errors import (
@@ -42,7 +42,7 @@ def state(i: int) -> Call[Any]:
 async def ask(coalescer: Coalescer, i: int, answers: dict[int, Any]) -> None:
     """Keep what a call got: its answer or its error."""
     try:
-        answers[i] = (await coalescer.run_one(state(i)))[0]
+        answers[i] = (await coalescer.run(state(i)))[0]
     except Exception as error:
         answers[i] = error
 
@@ -58,9 +58,9 @@ async def test_lone_call_is_sent_at_once() -> None:
     driver = ScriptedDriver(echo)
     async with open_background(driver) as background:
         coalescer = Coalescer(driver, background)
-        assert (await coalescer.run_one(state(7)))[0] == b"7"
-        assert await coalescer.run_whole(CALLS.stats()) == TorrelqueQueueStats(0, 0, 0, 0)
-        assert await coalescer.run(CALLS.enqueue([("a", b"1"), ("b", b"2")], 1, 0)) == [True, True]
+        assert (await coalescer.run(state(7)))[0] == b"7"
+        assert await coalescer.run(CALLS.stats()) == TorrelqueQueueStats(0, 0, 0, 0)
+        assert await coalescer.run_many(CALLS.enqueue([("a", b"1"), ("b", b"2")], 1, 0)) == [True, True]
     assert [len(run) for run in driver.runs] == [1, 1, 1]
 
 
@@ -73,13 +73,51 @@ async def test_crowd_shares_a_run() -> None:
         coalescer = Coalescer(driver, background)
         group.start_soon(ask, coalescer, 0, answers)
         await anyio.wait_all_tasks_blocked()
-        for i in range(1, 101):
+        for i in range(1, CROWD):
             group.start_soon(ask, coalescer, i, answers)
         await anyio.wait_all_tasks_blocked()
         assert len(driver.runs) == 1
         driver.gate.set()
-    assert answers == {i: b"%d" % i for i in range(101)}
-    assert [[call.count for call in run] for run in driver.runs] == [[1], [100]]
+    assert answers == {i: b"%d" % i for i in range(CROWD)}
+    assert [[call.count for call in run] for run in driver.runs] == [[1], [CROWD - 1]]
+
+
+async def test_a_crowd_is_served_in_two_halves() -> None:
+    """Many callers are halved, so that Redis serves one half while this process works for the other; and no more runs
+    than two are under way."""
+    driver = ScriptedDriver(echo)
+    driver.gate = anyio.Event()
+    answers: dict[int, Any] = {}
+    async with open_background(driver) as background, anyio.create_task_group() as group:
+        coalescer = Coalescer(driver, background)
+        for i in range(100):
+            group.start_soon(ask, coalescer, i, answers)
+        await anyio.wait_all_tasks_blocked()
+        assert [[call.count for call in run] for run in driver.runs] == [[50], [50]]
+        for i in range(100, 300):
+            group.start_soon(ask, coalescer, i, answers)
+        await anyio.wait_all_tasks_blocked()
+        assert len(driver.runs) == 2
+        driver.gate.set()
+    assert answers == {i: b"%d" % i for i in range(300)}
+    assert sum(call.count for run in driver.runs for call in run) == 300
+
+
+async def test_a_crowd_does_not_wait_for_the_run_under_way() -> None:
+    """Few wait for the run before theirs to end; a crowd has a run of its own meanwhile."""
+    driver = ScriptedDriver(echo)
+    driver.gate = anyio.Event()
+    answers: dict[int, Any] = {}
+    async with open_background(driver) as background, anyio.create_task_group() as group:
+        coalescer = Coalescer(driver, background)
+        group.start_soon(ask, coalescer, 0, answers)
+        await anyio.wait_all_tasks_blocked()
+        for i in range(1, CROWD + 1):
+            group.start_soon(ask, coalescer, i, answers)
+        await anyio.wait_all_tasks_blocked()
+        assert [[call.count for call in run] for run in driver.runs] == [[1], [CROWD]]
+        driver.gate.set()
+    assert answers == {i: b"%d" % i for i in range(CROWD + 1)}
 
 
 async def test_one_bad_call_fails_alone() -> None:
@@ -94,7 +132,7 @@ async def test_one_bad_call_fails_alone() -> None:
 
     async def count() -> None:
         with pytest.raises(TorrelqueStorageError):
-            await coalescer.run_whole(CALLS.stats())
+            await coalescer.run(CALLS.stats())
         answers[-1] = "failed"
 
     async with open_background(driver) as background, anyio.create_task_group() as group:
@@ -120,7 +158,7 @@ async def test_lost_connection_fails_everyone_in_the_run() -> None:
             for i in range(5):
                 group.start_soon(ask, coalescer, i, answers)
         driver.failure = None
-        assert (await coalescer.run_one(state(9)))[0] == b"9"
+        assert (await coalescer.run(state(9)))[0] == b"9"
     errors = list(answers.values())
     assert len({id(error) for error in errors}) == 5
     for error in errors:
@@ -195,7 +233,7 @@ async def test_runs_are_bounded() -> None:
     big = b"x" * (MAX_BYTES // 3)
 
     async def enqueue(i: int) -> None:
-        assert await coalescer.run_one(CALLS.enqueue([(f"id{i}", big)], 1, 0))
+        assert await coalescer.run(CALLS.enqueue([(f"id{i}", big)], 1, 0))
 
     async with open_background(driver) as background, anyio.create_task_group() as group:
         coalescer = Coalescer(driver, background)
@@ -222,7 +260,7 @@ async def test_one_item_may_be_larger_than_a_run() -> None:
     driver = ScriptedDriver(echo)
     async with open_background(driver) as background:
         coalescer = Coalescer(driver, background)
-        assert await coalescer.run_one(CALLS.enqueue([("id", b"x" * (2 * MAX_BYTES))], 1, 0))
+        assert await coalescer.run(CALLS.enqueue([("id", b"x" * (2 * MAX_BYTES))], 1, 0))
 
 
 async def test_calls_of_other_kinds_are_not_joined() -> None:
@@ -233,11 +271,11 @@ async def test_calls_of_other_kinds_are_not_joined() -> None:
     driver.gate = anyio.Event()
     async with open_background(driver) as background, anyio.create_task_group() as group:
         coalescer = Coalescer(driver, background)
-        group.start_soon(coalescer.run_one, state(0))
+        group.start_soon(coalescer.run, state(0))
         await anyio.wait_all_tasks_blocked()
         for default in (300, 300, 7):
-            group.start_soon(coalescer.run_one, CALLS.extend("a", None, default))
-        group.start_soon(coalescer.run_one, state(1))
+            group.start_soon(coalescer.run, CALLS.extend("a", None, default))
+        group.start_soon(coalescer.run, state(1))
         await anyio.wait_all_tasks_blocked()
         driver.gate.set()
     assert len(driver.runs) == 2

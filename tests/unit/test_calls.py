@@ -74,22 +74,22 @@ def test_enqueue(items: list[tuple[str, bytes]], lease: float, delay: float) -> 
 @given(st.lists(st.tuples(ids, st.integers(1, 10**6), seconds, st.binary(max_size=60)), max_size=5), st.booleans())
 def test_claims_are_read_back(tasks: list[tuple[str, int, float, bytes]], more: bool) -> None:
     """Whatever bytes ids and payloads hold, lines and numbers included, a claim is read as it was written."""
-    sheet = b" ".join(
-        b"%d %b %d %d" % (count, repr(lease).encode(), len(task_id.encode()), len(body))
+    sheet = b"".join(
+        b" %d %b %d %d" % (count, repr(lease).encode(), len(task_id.encode()), len(body))
         for task_id, count, lease, body in tasks
     )
     bodies = b"".join(task_id.encode() + body for task_id, _, _, body in tasks)
-    claim = CALLS.dequeue(5, 300).parse([b"12.5", int(more), [b"dropped"], sheet, bodies])
+    claim = CALLS.dequeue(5, 300).parse(b"12.5 %d 2%b 7 4\n%bdroppedalso" % (more, sheet, bodies))
     assert [
         (delivery.task_id.decode(), delivery.count, delivery.lease, delivery.body) for delivery in claim.deliveries
     ] == tasks
-    assert (claim.until_next, claim.more, claim.dropped) == (12.5, more, [b"dropped"])
+    assert (claim.until_next, claim.more, claim.dropped) == (12.5, more, [b"dropped", b"also"])
 
 
 def test_nothing_to_come_is_infinity() -> None:
     """Where a script knows of no next time, nobody waits for one."""
-    assert CALLS.dequeue(1, 300).parse([b"", 0, [], b"", b""]).until_next == math.inf
-    assert CALLS.sweep(300, SWEEP_ALL).parse([0, 0, 0, [], b"end", b""]).until_next == math.inf
+    assert CALLS.dequeue(1, 300).parse(b"inf 0 0\n").until_next == math.inf
+    assert CALLS.sweep(300, SWEEP_ALL).parse([0, 0, 0, [], b"end", b"inf"]).until_next == math.inf
 
 
 def test_dequeue() -> None:
@@ -103,9 +103,9 @@ def test_dequeue() -> None:
 def test_settles_carry_the_token(task_id: str, token: bytes) -> None:
     """An id that knows its delivery is fenced; a plain one is not."""
     done = TorrelqueTaskStatus.COMPLETED
-    assert CALLS.release(task_id, done, None, 60).items == (b"a", token, b"3", b"0", b"")
-    assert CALLS.release(task_id, done, b"", 1.5).items == (b"a", token, b"3", b"1500", b"")
-    assert CALLS.release(task_id, TorrelqueTaskStatus.REJECTED, b"r", 1e-3).items == (b"a", token, b"4", b"1", b"r")
+    assert CALLS.release([(task_id, None)], done, 60).items == (b"a", token, b"3", b"0", b"")
+    assert CALLS.release([(task_id, b"")], done, 1.5).items == (b"a", token, b"3", b"1500", b"")
+    assert CALLS.release([(task_id, b"r")], TorrelqueTaskStatus.REJECTED, 1e-3).items == (b"a", token, b"4", b"1", b"r")
     assert CALLS.requeue(task_id, 0, None).items == (b"a", token, b"0", b"")
     assert CALLS.requeue(task_id, 1.5, 7).items == (b"a", token, b"1.5", b"7")
     assert CALLS.extend(task_id, None, 300).items == (b"a", token, b"")
@@ -115,7 +115,7 @@ def test_settles_carry_the_token(task_id: str, token: bytes) -> None:
 @given(seconds)
 def test_results_are_kept_for_whole_milliseconds(keep: float) -> None:
     """A time to keep is at least a millisecond, and never off by more than a half."""
-    milliseconds = int(CALLS.release("a", TorrelqueTaskStatus.COMPLETED, b"r", keep).items[3])
+    milliseconds = int(CALLS.release([("a", b"r")], TorrelqueTaskStatus.COMPLETED, keep).items[3])
     assert milliseconds >= 1
     assert abs(milliseconds - keep * 1000) <= 0.5
 
@@ -146,7 +146,7 @@ def test_sweep() -> None:
     assert (step.report, step.dropped, step.cursor, step.until_next, step.done) == (
         SweepReport(1, 2, 3), [b"ghost"], b"500", 7.5, False,
     )  # fmt: skip
-    assert call.parse([0, 0, 0, [], b"end", b""]).done
+    assert call.parse([0, 0, 0, [], b"end", b"inf"]).done
 
 
 def test_stats_and_state() -> None:

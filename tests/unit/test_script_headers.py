@@ -36,7 +36,7 @@ SENT = {
     "enqueue": CALLS.enqueue([("a", b"x"), ("b", b"y")], 300, 0),
     "dequeue": CALLS.dequeue(5, 300, [b"a", b"b"]),
     "requeue": CALLS.requeue("a", 0, None),
-    "release": CALLS.release("a", TorrelqueTaskStatus.COMPLETED, None, 60),
+    "release": CALLS.release([("a", None)], TorrelqueTaskStatus.COMPLETED, 60),
     "extend": CALLS.extend("a", None, 300),
     "handback": CALLS.hand_back([(b"a", 1), (b"b", None)]),
     "sweep": CALLS.sweep(300, calls.SWEEP_ALL),

@@ -7,9 +7,9 @@ from typing import Any
 
 from torrelque.errors import TorrelqueError
 
-from .base import Blocker, Driver, Subscriber
+from .base import Blocker, Driver, Signal, Subscriber
 
-__all__ = ["Blocker", "Driver", "Subscriber", "driver_for", "driver_for_url"]
+__all__ = ["Blocker", "Driver", "Signal", "Subscriber", "driver_for", "driver_for_url"]
 
 
 def driver_for(client: Any) -> Driver:

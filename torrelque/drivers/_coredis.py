@@ -6,9 +6,11 @@ again after a lost answer. What blocks has another, run in a task group that end
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import coredis
 from anyio import CancelScope, Lock, create_task_group
@@ -30,9 +32,10 @@ from torrelque.errors import (
     TorrelqueValueError,
 )
 
+from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
 from ._scripts import arguments, run_scripts
-from .base import ANSWER_TIMEOUT, LATE, Blocker, Subscriber
+from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
 
 
 class CoredisUnavailableError(TorrelqueUnavailableError, theirs.ConnectionError):
@@ -77,6 +80,20 @@ def open_url(url: str, options: dict[str, Any]) -> CoredisDriver:
     return CoredisDriver(client, owned=True)
 
 
+class _Lane:
+    """A connection for requests that do not block, made when it is needed."""
+
+    def __init__(self) -> None:
+        self.connection: BaseConnection | None = None
+        self.connecting = Lock()
+        #: Requests under way.
+        self.users = 0
+
+
+def _users(lane: _Lane) -> int:
+    return lane.users
+
+
 class CoredisDriver:
     """Drives a :class:`coredis.Redis`: takes its settings, and its pipelines.
 
@@ -84,27 +101,29 @@ class CoredisDriver:
     """
 
     cluster = False
-    parallel = False
 
     def __init__(self, client: coredis.Redis[Any], *, owned: bool = False) -> None:
         self._owned = owned
         self._pool = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
         self._group: TaskGroup | None = None
-        self._connection: BaseConnection | None = None
-        self._connecting = Lock()
+        self._lanes = [_Lane() for _ in range(LANES)]
+        self._signal: Callable[[], Signal] = _refuse
+        self._clock: Callable[[], float] = _refuse
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
         self._check_client()
+        self._signal, self._clock = _of_event_loop()
         async with create_task_group() as group:
             self._group = group
             try:
                 yield
             finally:
                 self._group = None
-                if self._connection is not None:
-                    self._connection.invalidate()
+                for lane in self._lanes:
+                    if lane.connection is not None:
+                        lane.connection.invalidate()
 
     def _check_client(self) -> None:
         if self._owned:
@@ -116,8 +135,14 @@ class CoredisDriver:
                 "The coredis client must be entered before the queue: `async with client: async with queue:`"
             ) from None
 
+    def signal(self) -> Signal:
+        return self._signal()
+
+    def now(self) -> float:
+        return self._clock()
+
     def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
-        raise TorrelqueError("With a coredis client the queue must be entered first: `async with queue:`")
+        raise _not_entered()
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         replies = await run_scripts(self._send, calls)
@@ -126,34 +151,47 @@ class CoredisDriver:
 
     async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
-        connection = await self._command_connection()
-        with _ERRORS.mapped(CoredisUnavailableError):
-            requests = [
-                connection.create_request(
-                    name, *arguments(name, call), decode=False, timeout=ANSWER_TIMEOUT, disconnect_on_cancellation=True
-                )
-                for call in calls
-            ]
-        with _ERRORS.mapped(CoredisUnavailableError if harmless else CoredisUnknownOutcomeError):
-            return [await _answer(request) for request in requests]
+        async with self._lend() as connection:
+            with _ERRORS.mapped(CoredisUnavailableError):
+                requests = [
+                    connection.create_request(
+                        name,
+                        *arguments(name, call),
+                        decode=False,
+                        timeout=ANSWER_TIMEOUT,
+                        disconnect_on_cancellation=True,
+                    )
+                    for call in calls
+                ]
+            with _ERRORS.mapped(CoredisUnavailableError if harmless else CoredisUnknownOutcomeError):
+                return [await _answer(request) for request in requests]
 
     async def _command(self, name: bytes, *arguments: Any) -> Any:
-        connection = await self._command_connection()
-        with _ERRORS.mapped(CoredisUnavailableError):
-            return await connection.create_request(name, *arguments, decode=False, timeout=ANSWER_TIMEOUT)
+        async with self._lend() as connection:
+            with _ERRORS.mapped(CoredisUnavailableError):
+                return await connection.create_request(name, *arguments, decode=False, timeout=ANSWER_TIMEOUT)
 
-    async def _command_connection(self) -> BaseConnection:
-        """The connection for everything that does not block: answers come to their requests in order."""
-        if self._connection is not None and self._connection.usable:
-            return self._connection
-        async with self._connecting:
-            if self._connection is None or not self._connection.usable:
+    @asynccontextmanager
+    async def _lend(self) -> AsyncGenerator[BaseConnection]:
+        """A connection for what does not block: the first that is idle, else one where the answers come in order."""
+        lane = min(self._lanes, key=_users)
+        lane.users += 1
+        try:
+            yield await self._connected(lane)
+        finally:
+            lane.users -= 1
+
+    async def _connected(self, lane: _Lane) -> BaseConnection:
+        if lane.connection is not None and lane.connection.usable:
+            return lane.connection
+        async with lane.connecting:
+            if lane.connection is None or not lane.connection.usable:
                 if self._group is None:
                     raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
-                self._connection = self._new_connection()
+                lane.connection = self._new_connection()
                 with _ERRORS.mapped(CoredisUnavailableError):
-                    await self._group.start(_run_shielded, self._connection)
-        return self._connection
+                    await self._group.start(_run_shielded, lane.connection)
+        return lane.connection
 
     def _new_connection(self) -> BaseConnection:
         # Not one of the pool's: those end with the scope around the client, while the queue may still have a task to
@@ -203,6 +241,27 @@ class CoredisDriver:
     async def _subscribing(self) -> AsyncGenerator[Subscriber]:
         async with self._own_connection() as connection, aclosing(connection.push_messages) as messages:
             yield CoredisSubscriber(connection, messages)
+
+
+def _not_entered() -> TorrelqueError:
+    return TorrelqueError("With a coredis client the queue must be entered first: `async with queue:`")
+
+
+def _refuse() -> NoReturn:
+    raise _not_entered()
+
+
+def _of_event_loop() -> tuple[Callable[[], Signal], Callable[[], float]]:
+    """Pick the signals and the clock of the running event loop."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio
+
+        from ._trio import TrioSignal  # only here is Trio known to be installed
+
+        return TrioSignal, trio.current_time
+    return partial(AsyncioSignal, loop=loop), loop.time
 
 
 class CoredisBlocker:

@@ -32,9 +32,10 @@ from torrelque.errors import (
     TorrelqueValueError,
 )
 
+from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
 from ._scripts import arguments, run_scripts
-from .base import ANSWER_TIMEOUT, LATE, Blocker, Subscriber
+from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
 
 logger = logging.getLogger("torrelque")
 
@@ -111,29 +112,28 @@ class RedisPyDriver:
     """Drives a :class:`redis.asyncio.Redis`."""
 
     cluster = False
-    parallel = True
 
     def __init__(self, client: aioredis.Redis) -> None:
         self._pool: Any = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spare: _Loan | None = None
-        self._keeps = False
+        #: Connections that wait for the next call, and how many may: none in a queue that was not entered.
+        self._spares: list[_Loan] = []
+        self._keeps = 0
         self._lent = 0
-        self._returned = Event()
+        self._returned: Event | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
         self._check_loop()
-        # A pool of one connection is left to the user's own commands between ours.
-        self._keeps = self._pool.max_connections > 1
+        # A connection of the pool is left to the user's own commands between ours.
+        self._keeps = min(LANES, self._pool.max_connections - 1)
         try:
             yield
         finally:
-            self._keeps = False
-            spare, self._spare = self._spare, None
-            if spare is not None:
-                await self._release(spare)
+            self._keeps = 0
+            while self._spares:
+                await self._release(self._spares.pop())
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
         try:
@@ -142,6 +142,12 @@ class RedisPyDriver:
             raise TorrelqueError(
                 "redis.asyncio.Redis works on asyncio only: on Trio, pass a coredis.Redis or use Torrelque.from_url"
             ) from None
+
+    def signal(self) -> Signal:
+        return AsyncioSignal(loop=self._check_loop())
+
+    def now(self) -> float:
+        return self._check_loop().time()
 
     def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
         loop = self._check_loop()
@@ -188,14 +194,15 @@ class RedisPyDriver:
                 # The pool is small: calls of ours take turns. (Only later versions have a class for this error.)
                 if not self._lent or "Too many connections" not in str(error):
                     raise
+                self._returned = self._returned or Event()
                 await self._returned.wait()
             else:
                 self._lent += 1
                 return loan
 
     async def _take(self) -> _Loan:
-        spare, self._spare = self._spare, None
-        if spare is not None:
+        while self._spares:
+            spare = self._spares.pop()
             if spare.connection.is_connected and asyncio.get_running_loop().time() - spare.used < _HOT:
                 return spare
             await self._release(spare)
@@ -207,15 +214,16 @@ class RedisPyDriver:
 
     async def _give_back(self, loan: _Loan) -> None:
         try:
-            if self._keeps and self._spare is None:
+            if len(self._spares) < self._keeps:
                 loan.used = asyncio.get_running_loop().time()
-                self._spare = loan
+                self._spares.append(loan)
             else:
                 await self._release(loan)
         finally:
             self._lent -= 1
-            self._returned.set()
-            self._returned = Event()
+            if self._returned is not None:
+                self._returned.set()
+                self._returned = None
 
     async def _release(self, loan: _Loan) -> None:
         loan.connection.socket_timeout = loan.own_timeout

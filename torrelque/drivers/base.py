@@ -11,8 +11,22 @@ from torrelque.calls import Call, Reply
 #: Seconds after which an answer that has not come is given up, and the connection with it: the peer is gone, or
 #: stands still for so long that leases end.
 ANSWER_TIMEOUT = 15.0
+#: So many connections are kept for what does not block. A queue has no more round trips under way at a time.
+LANES = 3
 #: The same for a connection that waits in Redis, counted from the end of the wait.
 LATE = 5.0
+
+
+class Signal(Protocol):
+    """Lets one task wait for one thing, once: what an event does for many tasks, and several times as cheap."""
+
+    def set(self) -> None:
+        """Say that it has happened; harmless when said before, or when nobody waits."""
+        ...
+
+    def wait(self) -> Awaitable[Any]:
+        """Wait until it has happened; awaited at most once. It may be no checkpoint if that is so already."""
+        ...
 
 
 class Blocker(Protocol):
@@ -55,9 +69,14 @@ class Driver(Protocol):
     db: int
     #: A client of a cluster keeps a queue in one slot.
     cluster: bool
-    #: Whether runs that are under way together are answered one by one. On a shared connection Redis answers together
-    #: what it has read together.
-    parallel: bool
+
+    def signal(self) -> Signal:
+        """Make a signal for a task of the running event loop."""
+        ...
+
+    def now(self) -> float:
+        """Read the clock of the running event loop, seconds."""
+        ...
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         """Run each call's script, all in one round trip; one answer or error for each call.

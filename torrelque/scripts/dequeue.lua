@@ -4,15 +4,16 @@
 -- half-way (not every producer writes in one step): it waits in dequeueing for the sweep to see it twice.
 -- ARGV    1 wake channel   2 horizon   3 wanted   4 default lease, seconds   5 bound on the ids touched;
 --         then ids to adopt: a waiter was handed them, and they stand in dequeueing
--- RETURNS 1 seconds until the next due or stale time, '' none or not known   2 1 = a bound was met, ask again
---         3 the ids that were dropped   4 for each task, as text with spaces between: delivery number, lease,
---         bytes of its id, bytes of its payload   5 all ids and payloads in one string: a client written in Python
---         takes as long for each string of an answer as Redis for the whole task
+-- RETURNS one string, for a client written in Python takes as long for each part of an answer as Redis for a whole task.
+--         A line of numbers with spaces between: seconds until the next due or stale time ('inf' = none or not known),
+--         1 = a bound was met (ask again), how many ids were dropped; for each task delivery number, lease, bytes of
+--         its id, bytes of its payload; bytes of each dropped id. Then, end to end, what has these lengths
 -- ATOMIC  all of it; a first write that only removes is granted by a server whose memory is full
 local wanted, default, bound = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local dropped, sheet, bodies = {}, {}, {}
+local dropped, sheet, bodies = {}, { 'inf', 0, 0 }, {}
 local claimed, touched, met, soonest = 0, 0, false, nil
 local moment = stamp(now)
+local ends = {}
 redis.call('HLEN', tasks)
 redis.call('ZCARD', working)
 redis.call('ZCARD', delayed)
@@ -23,7 +24,7 @@ redis.call('LLEN', pending)
 local function claim(ids)
   local payloads = redis.call('HMGET', tasks, unpack(ids))
   local held = redis.call('ZMSCORE', working, unpack(ids))
-  local leases, leased = {}, {}
+  local leases, leased, n = {}, {}, 0
   touched = touched + #ids
   for i, id in ipairs(ids) do
     local payload = payloads[i]
@@ -35,21 +36,25 @@ local function claim(ids)
     else
       local seconds = lease(state[3], default)
       local count = whole(state[2]) + 1
-      local stale = now + seconds
+      if not ends[seconds] then
+        local stale = now + seconds
+        ends[seconds] = stamp(stale)
+        soonest = math.min(soonest or stale, stale)
+      end
       leased[id] = true
-      leases[#leases + 1] = stamp(stale)
-      leases[#leases + 1] = id
+      leases[n + 1], leases[n + 2] = ends[seconds], id
+      n = n + 2
       write(id, 'status', '1', 'last_dequeue_time', moment, 'dequeue_count', count)
       if seconds ~= tonumber(state[3]) then
         write(id, 'timeout', default)
       end
-      soonest = math.min(soonest or stale, stale)
+      local s, b = 4 * claimed, 2 * claimed
+      sheet[s + 4], sheet[s + 5], sheet[s + 6], sheet[s + 7] = count, seconds, #id, #payload
+      bodies[b + 1], bodies[b + 2] = id, payload
       claimed = claimed + 1
-      sheet[claimed] = table.concat({ count, seconds, #id, #payload }, ' ')
-      bodies[claimed] = id .. payload
     end
   end
-  if #leases > 0 then
+  if n > 0 then
     redis.call('ZADD', working, unpack(leases))
   end
 end
@@ -90,7 +95,15 @@ if claimed < wanted and touched < bound then
   claim_pending()
 end
 wake(working, soonest, ARGV[1], ARGV[2])
-return {
-  claimed < wanted and until_next() or '', (met or touched >= bound) and 1 or 0, dropped,
-  table.concat(sheet, ' '), table.concat(bodies),
-}
+if claimed < wanted then
+  sheet[1] = until_next()
+end
+if met or touched >= bound then
+  sheet[2] = 1
+end
+sheet[3] = #dropped
+for _, id in ipairs(dropped) do
+  sheet[#sheet + 1] = #id
+  bodies[#bodies + 1] = id
+end
+return table.concat(sheet, ' ') .. '\n' .. table.concat(bodies)

@@ -26,7 +26,7 @@ local function promote(set, limit, dropped)
   return #ids
 end
 
--- RETURNS seconds until the next due or stale time as text, '' when there is none
+-- RETURNS seconds until the next due or stale time as text, 'inf' when there is none
 local function until_next()
   local soonest = nil
   for _, set in ipairs({ delayed, working }) do
@@ -36,5 +36,5 @@ local function until_next()
       soonest = time
     end
   end
-  return soonest and stamp(math.max(soonest - now, 0)) or ''
+  return soonest and stamp(math.max(soonest - now, 0)) or 'inf'
 end

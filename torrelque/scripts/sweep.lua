@@ -5,7 +5,7 @@
 -- ARGV    1 bound on the ids touched   2 default lease   3 how many parked ids this sweep has passed over,
 --         '' = it has not begun with them, 'timed' = leave them alone
 -- RETURNS 1 stale   2 due   3 undequeued   4 the ids that were dropped   5 what to pass as ARGV 3 to go on,
---         'end' = done   6 seconds until the next due or stale time, '' = none
+--         'end' = done   6 seconds until the next due or stale time, 'inf' = none
 local outgoing = KEYS[8]
 local budget, passed = tonumber(ARGV[1]), ARGV[3]
 local dropped = {}
