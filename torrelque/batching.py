@@ -45,6 +45,8 @@ class Coalescer:
         self._second_lane = Runner(background, self._serve_crowd, self._abandon)
         #: What collects for the next round trip, in order.
         self._next: dict[Slot, None] = {}
+        #: Round trips.
+        self._under_way = 0
 
     async def run_many(self, call: Call[R]) -> list[R]:
         """Run *call* with what others ask for meanwhile; returns the outcome of each of its items.
@@ -76,14 +78,19 @@ class Coalescer:
 
     async def _serve_all(self) -> float:
         while self._next:
-            # A crowd is split once, and then its halves come back at different times.
-            await self._serve(self._take(len(self._next) // 2 if len(self._next) >= 2 * CROWD else len(self._next)))
+            await self._serve(self._take(self._share))
         return math.inf
 
     async def _serve_crowd(self) -> float:
         while len(self._next) >= CROWD:
-            await self._serve(self._take(len(self._next)))
+            await self._serve(self._take(self._share))
         return math.inf
+
+    @property
+    def _share(self) -> int:
+        """How many calls to take: all, but of a crowd that comes at once a half, so that its halves return in turns."""
+        waiting = len(self._next)
+        return waiting // 2 if waiting >= 2 * CROWD and not self._under_way else waiting
 
     def _take(self, count: int) -> list[Slot]:
         batch = list(islice(self._next, count))
@@ -98,6 +105,7 @@ class Coalescer:
 
     async def _serve(self, batch: list[Slot]) -> None:
         runs = _join(batch)
+        self._under_way += 1
         try:
             replies = await self._driver.execute([_merge(run) for run in runs])
             for run, reply in zip(runs, replies, strict=True):
@@ -108,6 +116,7 @@ class Coalescer:
             _settle(batch, TorrelqueClosedError(f"The queue was closed with the call under way: {error!r}"))
             raise
         finally:
+            self._under_way -= 1
             _release(batch)
 
 

@@ -89,19 +89,19 @@ def queue(value: object) -> str:
     return value
 
 
-def task_id(value: object) -> bytes:
+def task_id(value: object, parameter: str = "task_id") -> bytes:
     """Check an id that names a task, and encode it; one that came from Redis names a task whatever it looks like."""
     if type(value) is TorrelqueTaskId and value._stored is not None:
         return value._stored
     if not isinstance(value, str):
-        raise TorrelqueTypeError(f"task_id must be a str, not {type(value).__name__}: {shown(value)}")
+        raise TorrelqueTypeError(f"{parameter} must be str, not {type(value).__name__}: {shown(value)}")
     try:
         encoded = value.encode()
     except UnicodeEncodeError:
         encoded = b""
     if not 0 < len(encoded) <= MAX_NAME_BYTES or _CONTROL.search(value):
         raise TorrelqueValueError(
-            f"task_id must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without control characters: {shown(value)}"
+            f"{parameter} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without control characters: {shown(value)}"
         )
     return encoded
 
@@ -112,7 +112,7 @@ def task_ids(values: object) -> list[Any]:
         raise TorrelqueTypeError(f"task_ids must be an iterable of ids, not {type(values).__name__}: {shown(values)}")
     ids = list(values)
     for value in ids:
-        task_id(value)
+        task_id(value, "task_ids")
     return ids
 
 

@@ -105,9 +105,8 @@ class Room:
         self._background.move()
         try:
             try:
-                if self._next_look > -math.inf or not self._server.running:
-                    self._next_look = -math.inf
-                    self._server.wake()
+                self._next_look = -math.inf
+                self._server.wake()
                 if deadline < self._alarm_at:
                     self._alarm_at = deadline
                     self._alarm.wake()

@@ -152,6 +152,18 @@ async def release_with_result(stage: Stage) -> Trial:
     return Trial(lambda: stage.queue.release(task_id, result="done", strict=True), whole)
 
 
+async def release_many(stage: Stage) -> Trial:
+    ids = [f"{i:04}" for i in range(900)]
+    await stage.queue.enqueue_many(ids, task_ids=ids)
+    held = [task_id for task_id, _ in await stage.queue.dequeue(0, max_tasks=900)]
+
+    def whole(cut: Cut, snap: Snapshot) -> bool:
+        left = [ids, ids[500:], []] if cut.cancelled else [[]]
+        return sorted(snap.working) in left and sorted(snap.tasks) == sorted(snap.working)
+
+    return Trial(lambda: stage.queue.release_many(held), whole)
+
+
 async def extend(stage: Stage) -> Trial:
     task_id = await stage.working(task_timeout=100)
     return Trial(
@@ -242,8 +254,8 @@ CASES: dict[str, Callable[[Stage], Awaitable[Trial]]] = {
         case.__name__: case
         for case in (
             enqueue, enqueue_delayed, enqueue_many, dequeue_what_comes, requeue, requeue_delayed, release,
-            release_with_result, extend, get_task_state, get_queue_stats, watch, sweep, run_sweep, lease, session,
-            session_busy,
+            release_with_result, release_many, extend, get_task_state, get_queue_stats, watch, sweep, run_sweep, lease,
+            session, session_busy,
         )
     },
     "dequeue": dequeues(),

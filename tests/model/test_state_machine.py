@@ -296,12 +296,27 @@ class QueueMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject, status: TorrelqueTaskStatus, result: Any) -> None:
         task_id = self.any_id(data)
         if self.settle(task_id, self.queue.release, result=result, status=status, strict=True):
-            self.model.release(str(task_id), status, result)
-            assert task_id not in self.ended, "I6: released twice"
-            self.ended.add(str(task_id))
-            if result is None:
-                # With its state goes its count, so a later life begins with token 1 again: documented limit.
-                self.claims = [claim for claim in self.claims if claim != task_id]
+            self.released(task_id, status, result)
+
+    def released(self, task_id: str, status: TorrelqueTaskStatus, result: Any) -> None:
+        self.model.release(str(task_id), status, result)
+        assert task_id not in self.ended, "I6: released twice"
+        self.ended.add(str(task_id))
+        if result is None:
+            # With its state goes its count, so a later life begins with token 1 again: documented limit.
+            self.claims = [claim for claim in self.claims if claim != task_id]
+
+    @rule(data=st.data(), results=st.none() | st.lists(st.sampled_from([None, 0, ["r"]]), min_size=3, max_size=3))
+    def release_many(self, data: st.DataObject, results: list[Any] | None) -> None:
+        """Each is judged by itself, in order; the same id may be there twice."""
+        ids = [self.any_id(data) for _ in range(3)]
+        refused = []
+        for task_id, result in zip(ids, results or [None] * 3, strict=True):
+            refused.append(self.model.verdict(task_id))
+            if refused[-1] is None:
+                self.released(task_id, TorrelqueTaskStatus.COMPLETED, result)
+        got = self.call(self.queue.release_many, ids, results=results)
+        assert [refusal and type(refusal) for refusal in got] == refused
 
     @rule(data=st.data(), timeout=st.sampled_from([None, 777]))
     def extend(self, data: st.DataObject, timeout: float | None) -> None:

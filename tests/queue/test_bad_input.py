@@ -110,6 +110,16 @@ CASES = [
     Case("release", "task_id", lambda q, v, **p: q.release(v, **p), *ID),
     Case("release", "result_ttl", lambda q, v, **p: q.release(HELD, result=1, result_ttl=v, **p), *LEASE),
     Case("release", "status", lambda q, v, **p: q.release(HELD, status=v, **p), NO_STATUSES, STATUS_JUNK),
+    Case(
+        "release_many", "task_ids", lambda q, v: q.release_many(v), [[HELD, value] for value in NO_TASK_IDS],
+        ["ab", b"ab", None, 5, True, object(), Mute(), *([HELD, value] for value in NO_STRINGS)],
+    ),
+    Case(
+        "release_many", "results", lambda q, v: q.release_many([HELD, "other"], results=v),
+        [[], [1], [1, 2, 3]], [5, True, object(), Mute()],
+    ),
+    Case("release_many", "result_ttl", lambda q, v: q.release_many([HELD], results=[1], result_ttl=v), *LEASE),
+    Case("release_many", "status", lambda q, v: q.release_many([HELD], status=v), NO_STATUSES, STATUS_JUNK),
     Case("extend", "task_id", lambda q, v: q.extend(v), *ID),
     Case("extend", "task_timeout", lambda q, v: q.extend(HELD, v), *LEASE),
     Case("lease", "task_id", lambda q, v: q.lease(v), [TorrelqueTaskId("", 1, 300)], [*NO_STRINGS, "plain"]),
@@ -391,6 +401,8 @@ async def test_dumps_that_fails(open_client: Any, admin: redis.Redis, name: str)
                     await queue.release(task_id, result=value, **given)
             with pytest.raises((TypeError, ValueError)):
                 await queue.enqueue_many([1, value])
+            with pytest.raises((TypeError, ValueError)):
+                await queue.release_many([task_id, "other"], results=[1, value])
         assert list(pipeline.command_stack) == []
         after = {key: count for key, count in commands(admin).items() if count != before.get(key)}
         assert set(after) <= {"cmdstat_scan", "cmdstat_dump"}, "only this test itself looked"
@@ -409,6 +421,7 @@ async def test_dumps_that_returns_no_bytes(open_client: Any, admin: redis.Redis,
                     judge(await refusal(queue.enqueue, 1, **given), TypeError, "task")
                     judge(await refusal(queue.release, HELD, result=1, **given), TypeError, "result")
                 judge(await refusal(queue.enqueue_many, [1]), TypeError, "tasks")
+                judge(await refusal(queue.release_many, [HELD], results=[1]), TypeError, "results")
                 assert commands(admin) == before
         assert list(pipeline.command_stack) == []
 
@@ -517,6 +530,7 @@ async def test_after_the_queue_was_left(open_client: Any, admin: redis.Redis, na
                 lambda: queue.requeue(HELD, pipeline=pipeline),
                 lambda: queue.release(HELD),
                 lambda: queue.release(HELD, pipeline=pipeline),
+                lambda: queue.release_many([HELD]),
                 lambda: queue.extend(HELD),
                 lambda: queue.get_task_state(HELD),
                 lambda: queue.get_queue_stats(),
@@ -567,6 +581,7 @@ async def test_not_entered(open_client: Any, pair: Any, name: str) -> None:
             lambda: queue.dequeue(0),
             lambda: queue.requeue(HELD),
             lambda: queue.release(HELD),
+            lambda: queue.release_many([HELD]),
             lambda: queue.extend(HELD),
             lambda: queue.get_task_state(HELD),
             lambda: queue.get_queue_stats(),
@@ -667,6 +682,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "max_tasks": JUNK | st.integers(max_value=0) | st.floats(),
     "task_id": BAD_IDS | st.binary() | st.integers() | st.text(min_size=129),
     "task_ids": st.integers() | st.text() | st.lists(BAD_IDS, min_size=3),
+    "results": st.integers() | st.floats() | st.lists(st.integers(), min_size=3),
     "tasks": st.integers() | st.floats() | st.none(),
     "status": JUNK | st.integers().filter(lambda value: value not in {3, 4}) | st.floats() | st.none(),
 }

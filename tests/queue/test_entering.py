@@ -53,6 +53,7 @@ async def test_closed(open_queue: Any, admin: Redis, name: str) -> None:
         lambda: queue.dequeue(0),
         lambda: queue.requeue("t"),
         lambda: queue.release("t"),
+        lambda: queue.release_many(["t"]),
         lambda: queue.extend("t"),
         lambda: queue.get_task_state("t"),
         lambda: queue.get_queue_stats(),

@@ -35,10 +35,17 @@ async def lose(queue: Torrelque, admin: Redis, name: str, task_id: str) -> None:
     assert await queue.sweep() == (1, 0, 0)
 
 
+async def _release_many_strictly(queue: Torrelque, task_id: str) -> None:
+    (refusal,) = await queue.release_many([task_id], results=[1])
+    if refusal is not None:
+        raise refusal
+
+
 Settle = Callable[[Torrelque, str], Awaitable[Any]]
 SETTLES: dict[str, Settle] = {
     "release": lambda queue, task_id: queue.release(task_id, strict=True),
     "release with a result": lambda queue, task_id: queue.release(task_id, result=1, strict=True),
+    "release of many": _release_many_strictly,
     "requeue": lambda queue, task_id: queue.requeue(task_id, strict=True),
     "requeue with a delay": lambda queue, task_id: queue.requeue(task_id, 60, task_timeout=7, strict=True),
     "extend": lambda queue, task_id: queue.extend(task_id, 7),
@@ -155,13 +162,14 @@ async def test_not_strict_is_a_warning(open_queue: Any, admin: Redis, name: str,
         await queue.release(task_id, result="late")
         await queue.requeue(task_id, 5)
         await queue.release("unknown")
+        await queue.release_many([task_id])
         warnings = [record for record in caplog.records if record.name == "torrelque"]
-        assert [record.levelno for record in warnings] == [logging.WARNING] * 3
+        assert [record.levelno for record in warnings] == [logging.WARNING] * 4
         texts = [record.getMessage() for record in warnings]
         assert "release" in texts[0]
         assert "requeue" in texts[1]
         assert "unknown" in texts[2]
-        assert all(str(task_id) in text for text in texts[:2])
+        assert all(str(task_id) in text for text in (*texts[:2], texts[3]))
         assert keyspace(admin) == before
 
 
@@ -228,7 +236,7 @@ async def test_extended_lease_is_shortened_for_sleepers(open_queue: Any) -> None
 async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: str) -> None:
     """A short lease is kept through a longer body, against a consumer who waits for the task to come free."""
     async with open_queue() as queue, anyio.create_task_group() as group:
-        await queue.enqueue("t", task_timeout=0.2)
+        await queue.enqueue("t", task_timeout=1)
         task_id, _ = await queue.dequeue(0)
         stolen: list[Any] = []
 
@@ -237,7 +245,7 @@ async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: st
 
         group.start_soon(thief)
         async with queue.lease(task_id):
-            await anyio.sleep(0.5)
+            await anyio.sleep(1.2)
         await queue.release(task_id, strict=True)
         group.cancel_scope.cancel()
     assert stolen == []
@@ -257,13 +265,12 @@ async def test_lease_with_a_length_of_its_own(open_queue: Any, admin: Redis, nam
 async def test_lease_of_a_task_that_has_waited(open_queue: Any, admin: Redis, name: str) -> None:
     """A task that stood in a batch for most of its lease is extended before its body begins."""
     async with open_queue() as queue:
-        await queue.enqueue("t", task_timeout=0.4)
+        await queue.enqueue("t", task_timeout=2)
         ((task_id, _),) = await queue.dequeue(0, max_tasks=2)
-        await anyio.sleep(0.25)
+        first_end = snapshot(admin, name).working[task_id]
+        await anyio.sleep(1.05)
         async with queue.lease(task_id):
-            stored = snapshot(admin, name)
-            assert stored.working[task_id] - stored.now > 0.3
-            await anyio.sleep(0.5)
+            assert snapshot(admin, name).working[task_id] > first_end + 1
         await queue.release(task_id, strict=True)
 
 
@@ -317,6 +324,14 @@ async def _release_with_result(queue: Torrelque, task_id: str) -> None:
     await queue.release(task_id, result=1, status=TorrelqueTaskStatus.REJECTED)
 
 
+async def _release_many(queue: Torrelque, task_id: str) -> None:
+    # The same id twice: that the second finds nothing does not mean that the lease was lost.
+    assert [type(refusal) for refusal in await queue.release_many([task_id, task_id])] == [
+        type(None),
+        TorrelqueLookupError,
+    ]
+
+
 async def _requeue(queue: Torrelque, task_id: str) -> None:
     await queue.requeue(task_id)
 
@@ -326,7 +341,7 @@ async def _requeue_and_take_again(queue: Torrelque, task_id: str) -> None:
     await queue.dequeue(0)
 
 
-@pytest.mark.parametrize("settle", [_release, _release_with_result, _requeue, _requeue_and_take_again])
+@pytest.mark.parametrize("settle", [_release, _release_with_result, _release_many, _requeue, _requeue_and_take_again])
 async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
     """A body may release or requeue its task and go on: that is the end of the lease, not its loss."""
     async with open_queue() as queue:
@@ -352,6 +367,7 @@ async def test_body_that_releases_when_the_lease_is_lost(open_queue: Any, admin:
                 async with queue.lease(task_id):
                     await lose(queue, admin, name, task_id)
                     await queue.release(task_id)
+                    await queue.release_many([task_id])
                     await anyio.sleep_forever()
 
 
@@ -410,20 +426,26 @@ async def test_lease_and_a_queue_that_is_left(open_queue: Any) -> None:
                 await anyio.sleep_forever()
 
 
-async def test_many_leases_at_once(open_queue: Any) -> None:
-    """A hundred bodies keep a hundred short leases."""
+async def test_many_leases_at_once(open_queue: Any, admin: Redis, name: str) -> None:
+    """A hundred bodies keep a hundred leases: each is extended before its end, and none is lost."""
     async with open_queue() as queue:
-        await queue.enqueue_many(range(100), task_timeout=0.5)
+        await queue.enqueue_many(range(100), task_timeout=3)
         claims = await queue.dequeue(0, max_tasks=100)
+        first_end = max(snapshot(admin, name).working.values())
+        extended = anyio.Event()
 
         async def work(task_id: TorrelqueTaskId) -> None:
             async with queue.lease(task_id):
-                await anyio.sleep(0.6)
+                await extended.wait()
             await queue.release(task_id, strict=True)
 
         async with anyio.create_task_group() as group:
             for task_id, _ in claims:
                 group.start_soon(work, task_id)
+            with anyio.fail_after(20):
+                while min(snapshot(admin, name).working.values()) <= first_end:
+                    await anyio.sleep(0.05)
+            extended.set()
         assert await queue.get_queue_stats() == TorrelqueQueueStats(0, 0, 0, 0)
 
 

@@ -82,6 +82,12 @@ async def consume(queue: Torrelque, many: int) -> None:
     print(task_id.upper(), task)
 
 
+async def settle_many(queue: Torrelque, claims: list[tuple[TorrelqueTaskId, Any]]) -> None:
+    """Ids may be held or plain; each has its refusal, or none."""
+    assert_type(await queue.release_many(task_id for task_id, _ in claims), list[TorrelqueLookupError | None])
+    await queue.release_many(["plain"], results=[{"any": "thing"}], result_ttl=5, status=TorrelqueTaskStatus.REJECTED)
+
+
 async def settle(queue: Torrelque, task_id: TorrelqueTaskId, plain: str, pipeline: Any) -> None:
     """Fenced or plain, an id is an id; only a lease needs a delivery."""
     await queue.release(task_id)
