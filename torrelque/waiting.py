@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from anyio import Event, create_task_group, move_on_after
@@ -28,6 +28,7 @@ logger = logging.getLogger("torrelque")
 CLAIM = 250
 #: This many callers are a crowd: for fewer a second round trip costs more than is won.
 CROWD = 16
+HALF = CROWD // 2
 #: Looking a moment after a task is due finds it in one look rather than two.
 _PAST_DUE = 0.001
 #: An unblocking that arrives before the blocking does nothing, so it is repeated: soon, as who comes now waits too.
@@ -81,12 +82,16 @@ class Room:
         self._seats: dict[Seat, None] = {}
         self._returns: list[tuple[bytes, int | None]] = []
         self._server = Runner(background, self._serve, self._abandon)
+        self._second = Runner(background, self._serve_crowd, self._abandon)
         self._alarm = Runner(background, self._expire, self._silence)
         #: When the alarm goes off, and when to look for tasks, by the clock of the event loop.
         self._alarm_at = math.inf
         self._next_look = -math.inf
-        #: How many seats the last claim has served.
+        #: How many tasks the claims under way ask for, and how many seats the last one has served.
+        self._asked_for = 0
         self._served = 0
+        #: The last claim got all that it asked for: a second one beside the next is likely to find something.
+        self._plenty = True
         self._outage = Outage("Handing tasks back")
 
     @property
@@ -107,6 +112,8 @@ class Room:
             try:
                 self._next_look = -math.inf
                 self._server.wake()
+                if self._asked_for and self._unasked_for == HALF and self._plenty:
+                    self._second.wake()
                 if deadline < self._alarm_at:
                     self._alarm_at = deadline
                     self._alarm.wake()
@@ -129,7 +136,7 @@ class Room:
 
     @property
     def _at_rest(self) -> bool:
-        return not (self._server.running or self._alarm.running or self._catcher.running)
+        return not any(part.running for part in (self._server, self._second, self._alarm, self._catcher))
 
     def hand_back(self, deliveries: Iterable[Delivery]) -> None:
         """Undo deliveries that nobody saw, in a task of the queue's own."""
@@ -190,21 +197,17 @@ class Room:
         wait = self._next_look - self._driver.now()
         if wait > 0 and not caught:
             return wait
+        wanted = max(self._wanted(), len(caught))
+        if not wanted:
+            return math.inf  # the second server's claim is for everyone who sits here, and its end wakes this one
         self._next_look = self._driver.now() + HORIZON
         for seat in self._seats:
             seat.looked = True
-        asked = self._driver.now()
-        wanted = self._wanted()
-        try:
-            claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught))
-        except TorrelqueRedisError as error:
-            # Handing back what was caught is right in each case: it does nothing where the claim took effect.
-            self._returns += [(task_id, None) for task_id in caught]
-            self._dismiss_all(error)
+        claim = await self._claim(wanted, caught)
+        if claim is None:
             return math.inf
-        for delivery in claim.deliveries:
-            delivery.asked = asked
-        self._deal(claim, wanted)
+        # What the second server still asks for decides whether nothing is there.
+        self._deal(claim, len(claim.deliveries) < wanted and not claim.more and not self._asked_for)
         return self._next_look - self._driver.now()
 
     def _wanted(self) -> int:
@@ -216,7 +219,44 @@ class Room:
         crowd = len(self._seats) + self._served
         halves = 2 if crowd >= CROWD else 1
         served_now = islice(self._seats, math.ceil(crowd / halves))
-        return min(CLAIM, sum([seat.wanted - len(seat.got) for seat in served_now]))
+        wanted = min(CLAIM, sum([seat.wanted - len(seat.got) for seat in served_now]))
+        return max(0, min(wanted, self._unasked_for)) if self._asked_for else wanted
+
+    async def _serve_crowd(self) -> float:
+        """Claim for a half of a crowd while the claim for the other is under way."""
+        if self._asked_for and self._unasked_for >= HALF and self._plenty:
+            claim = await self._claim(min(CLAIM, self._unasked_for))
+            if claim is not None:
+                self._deal(claim, False)
+            self._server.wake()
+        return math.inf
+
+    @property
+    def _unasked_for(self) -> int:
+        """How many seats no claim under way is for, if each wants one task."""
+        return len(self._seats) - self._asked_for
+
+    async def _claim(self, wanted: int, caught: Sequence[bytes] = ()) -> Claim | None:
+        """Ask Redis for tasks, the caught ones first; when that fails, everybody is told and leaves."""
+        asked = self._driver.now()
+        self._asked_for += wanted
+        if self._unasked_for >= HALF and self._plenty:
+            self._second.wake()
+        try:
+            claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught))
+        except TorrelqueRedisError as error:
+            # Handing back what was caught is right in each case: it does nothing where the claim took effect.
+            self._returns += [(task_id, None) for task_id in caught]
+            self._dismiss_all(error)
+            return None
+        finally:
+            self._asked_for -= wanted
+        self._plenty = len(claim.deliveries) >= wanted
+        for task_id in claim.dropped:
+            logger.warning("Dropped task %r from the queue: it has no payload, or is delivered or final", task_id)
+        for delivery in claim.deliveries:
+            delivery.asked = asked
+        return claim
 
     async def _run(self, call: Call[R]) -> R:
         (reply,) = await self._driver.execute([call])
@@ -224,11 +264,11 @@ class Room:
             raise reply
         return call.parse(reply)
 
-    def _deal(self, claim: Claim, wanted: int) -> None:
-        """Give out what was claimed: one for each seat first, then to each what it wants."""
-        for task_id in claim.dropped:
-            logger.warning("Dropped task %r from the queue: it has no payload, or is delivered or final", task_id)
-        short = len(claim.deliveries) < wanted and not claim.more
+    def _deal(self, claim: Claim, short: bool) -> None:
+        """Give out what was claimed: one for each seat first, then to each what it wants.
+
+        :param short: more is not there
+        """
         deliveries = deque(claim.deliveries)
         for seat in self._seats:
             if deliveries and not seat.got:

@@ -15,7 +15,7 @@ from torrelque.calls import Call, Calls
 from torrelque.errors import TorrelqueClosedError, TorrelqueUnavailableError
 from torrelque.keys import Keys
 from torrelque.listening import Hub
-from torrelque.waiting import CLAIM, Room
+from torrelque.waiting import CLAIM, HALF, Room
 
 pytestmark = pytest.mark.anyio
 
@@ -152,6 +152,101 @@ async def test_a_crowd_is_served_in_two_halves(callers: int, claims: list[int]) 
             group.start_soon(take, room, 1, None, got)
     assert sorted(got) == sorted([f"t{i}"] for i in range(callers))
     assert wanted(driver) == claims
+
+
+async def test_both_halves_are_claimed_for_at_once() -> None:
+    """The claims for the two halves of a crowd are under way together; nobody is claimed for twice, and a few who come
+    meanwhile wait for their turn."""
+    ids = deque(f"t{i}" for i in range(32))
+
+    def answer(call: Call[Any]) -> Any:
+        return claim(*[ids.popleft() for _ in range(min(len(ids), int(call.head[2])))])
+
+    driver = ScriptedDriver(answer)
+    driver.gate = anyio.Event()
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        for _ in range(32):
+            group.start_soon(take, room, 1, None, got)
+        await until(lambda: len(driver.named("dequeue")) == 2)
+        for _ in range(HALF - 1):
+            group.start_soon(take, room, 1, 0, got)
+        await anyio.wait_all_tasks_blocked()
+        assert wanted(driver) == [16, 16]
+        driver.gate.set()
+    assert sorted(ids for ids in got if ids) == sorted([f"t{i}"] for i in range(32))
+    assert got.count([]) == HALF - 1
+    assert returned(driver) == []
+
+
+async def test_a_poll_is_not_sent_away_while_tasks_for_it_are_on_their_way() -> None:
+    """That one half found nothing more does not mean that nothing is there: the other half's claim may bring it."""
+    gates = [anyio.Event(), anyio.Event()]
+    answers = [claim(*[f"a{i}" for i in range(16)]), NOTHING]
+
+    class Driver(ScriptedDriver):
+        async def execute(self, calls: Any) -> Any:
+            turn = len(self.named("dequeue"))
+            if turn < 2 and calls[0].script.name == "dequeue":
+                self.runs.append(list(calls))
+                await gates[turn].wait()
+                return [answers[turn]]
+            return await super().execute(calls)
+
+    driver = Driver(Script())
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        for _ in range(32):
+            group.start_soon(take, room, 1, 0, got)
+        await until(lambda: len(driver.named("dequeue")) == 2)
+        gates[1].set()
+        await anyio.wait_all_tasks_blocked()
+        assert got == [], "16 of them will be served"
+        gates[0].set()
+    assert sorted(filter(None, got)) == sorted([f"a{i}"] for i in range(16))
+    assert got.count([]) == 16
+    assert returned(driver) == []
+
+
+async def test_a_crowd_at_an_empty_queue() -> None:
+    """Two halves that both find nothing do not keep each other asking."""
+    driver = ScriptedDriver(Script())
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        for _ in range(64):
+            group.start_soon(take, room, 1, None, [])
+        await until(lambda: driver.blocker.blocked)
+        await anyio.wait_all_tasks_blocked()
+        assert len(driver.named("dequeue")) <= 6
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_the_claim_for_one_half_fails(failing: int) -> None:
+    """Everybody is told; what the other claim then brings is handed back."""
+    gates = [anyio.Event(), anyio.Event()]
+
+    class Driver(ScriptedDriver):
+        async def execute(self, calls: Any) -> Any:
+            turn = len(self.named("dequeue"))
+            if turn < 2 and calls[0].script.name == "dequeue":
+                self.runs.append(list(calls))
+                await gates[turn].wait()
+                if turn == failing:
+                    raise TorrelqueUnavailableError("gone")
+                return [claim(*[f"a{i}" for i in range(16)])]
+            return await super().execute(calls)
+
+    driver = Driver(Script())
+    got: list[Any] = []
+    async with open_room(driver) as room:
+        async with anyio.create_task_group() as group:
+            for _ in range(32):
+                group.start_soon(take, room, 1, None, got)
+            await until(lambda: len(driver.named("dequeue")) == 2)
+            gates[failing].set()
+        assert [type(error) for error in got] == [TorrelqueUnavailableError] * 32
+        gates[1 - failing].set()
+        await until(lambda: len(returned(driver)) == 16)
 
 
 async def test_nobody_starves_beside_a_large_wish() -> None:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, NoReturn
 
 import coredis
-from anyio import CancelScope, Lock, create_task_group
-from anyio.abc import TaskGroup, TaskStatus
+from anyio import Semaphore, create_task_group, fail_after
 from coredis import exceptions as theirs
 from coredis.connection import BaseConnection
+from coredis.credentials import UserPassCredentialProvider
 from coredis.patterns.pipeline import ClusterPipeline, Pipeline
 from coredis.retry import NoRetryPolicy
 
@@ -34,7 +34,8 @@ from torrelque.errors import (
 
 from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
-from ._scripts import arguments, run_scripts
+from ._scripts import arguments, pack, run_scripts
+from ._wire import ReplyError, Wire
 from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
 
 
@@ -80,20 +81,6 @@ def open_url(url: str, options: dict[str, Any]) -> CoredisDriver:
     return CoredisDriver(client, owned=True)
 
 
-class _Lane:
-    """A connection for requests that do not block, made when it is needed."""
-
-    def __init__(self) -> None:
-        self.connection: BaseConnection | None = None
-        self.connecting = Lock()
-        #: Requests under way.
-        self.users = 0
-
-
-def _users(lane: _Lane) -> int:
-    return lane.users
-
-
 class CoredisDriver:
     """Drives a :class:`coredis.Redis`: takes its settings, and its pipelines.
 
@@ -106,8 +93,10 @@ class CoredisDriver:
         self._owned = owned
         self._pool = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
-        self._group: TaskGroup | None = None
-        self._lanes = [_Lane() for _ in range(LANES)]
+        self._open = False
+        #: Connections for what does not block: those that nobody uses, and how many may be used at a time.
+        self._spares: list[Wire] = []
+        self._room = Semaphore(LANES, fast_acquire=True)
         self._signal: Callable[[], Signal] = _refuse
         self._clock: Callable[[], float] = _refuse
 
@@ -115,15 +104,13 @@ class CoredisDriver:
     async def opened(self) -> AsyncGenerator[None]:
         self._check_client()
         self._signal, self._clock = _of_event_loop()
-        async with create_task_group() as group:
-            self._group = group
-            try:
-                yield
-            finally:
-                self._group = None
-                for lane in self._lanes:
-                    if lane.connection is not None:
-                        lane.connection.invalidate()
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+            while self._spares:
+                await self._spares.pop().aclose()
 
     def _check_client(self) -> None:
         if self._owned:
@@ -150,48 +137,73 @@ class CoredisDriver:
         return [_ERRORS.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
 
     async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
+        request = b"".join([pack((name, *arguments(name, call))) for call in calls])
         harmless = all(call.script.reads_only for call in calls)
-        async with self._lend() as connection:
-            with _ERRORS.mapped(CoredisUnavailableError):
-                requests = [
-                    connection.create_request(
-                        name,
-                        *arguments(name, call),
-                        decode=False,
-                        timeout=ANSWER_TIMEOUT,
-                        disconnect_on_cancellation=True,
-                    )
-                    for call in calls
-                ]
-            with _ERRORS.mapped(CoredisUnavailableError if harmless else CoredisUnknownOutcomeError):
-                return [await _answer(request) for request in requests]
+        replies = await self._ask(
+            request, len(calls), CoredisUnavailableError if harmless else CoredisUnknownOutcomeError
+        )
+        return [_client_error(reply) if isinstance(reply, ReplyError) else reply for reply in replies]
 
-    async def _command(self, name: bytes, *arguments: Any) -> Any:
-        async with self._lend() as connection:
-            with _ERRORS.mapped(CoredisUnavailableError):
-                return await connection.create_request(name, *arguments, decode=False, timeout=ANSWER_TIMEOUT)
+    async def _command(self, *command: bytes) -> Any:
+        (reply,) = await self._ask(pack(command), 1, CoredisUnavailableError)
+        if isinstance(reply, ReplyError):
+            raise _ERRORS.translate(_client_error(reply), CoredisUnavailableError)
+        return reply
 
-    @asynccontextmanager
-    async def _lend(self) -> AsyncGenerator[BaseConnection]:
-        """A connection for what does not block: the first that is idle, else one where the answers come in order."""
-        lane = min(self._lanes, key=_users)
-        lane.users += 1
+    async def _ask(self, request: bytes, answers: int, lost: type[TorrelqueError]) -> list[Reply | ReplyError]:
+        """Make one round trip; *lost* is what it means that no answer came."""
+        async with self._room:
+            wire = await self._connected()
+            try:
+                with _ERRORS.mapped(lost), fail_after(ANSWER_TIMEOUT):
+                    replies = await wire.ask(request, answers)
+            except BaseException:
+                # An answer may still come, and must never reach somebody else.
+                await wire.aclose()
+                raise
+            self._spares.append(wire)
+            return replies
+
+    async def _connected(self) -> Wire:
+        while self._spares:
+            wire = self._spares.pop()
+            if wire.usable:
+                return wire
+            await wire.aclose()
+        if not self._open:
+            raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
+        with _ERRORS.mapped(CoredisUnavailableError), fail_after(ANSWER_TIMEOUT):
+            return await self._connect()
+
+    async def _connect(self) -> Wire:
+        """Connect as the client does, and introduce ourselves."""
+        stream = await self._new_connection()._connect()
+        wire = Wire(stream)
         try:
-            yield await self._connected(lane)
-        finally:
-            lane.users -= 1
+            introduction = await self._introduction()
+            for reply in await wire.ask(b"".join(map(pack, introduction)), len(introduction)):
+                if isinstance(reply, ReplyError):
+                    raise _client_error(reply)
+        except BaseException:
+            await wire.aclose()
+            raise
+        return wire
 
-    async def _connected(self, lane: _Lane) -> BaseConnection:
-        if lane.connection is not None and lane.connection.usable:
-            return lane.connection
-        async with lane.connecting:
-            if lane.connection is None or not lane.connection.usable:
-                if self._group is None:
-                    raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
-                lane.connection = self._new_connection()
-                with _ERRORS.mapped(CoredisUnavailableError):
-                    await self._group.start(_run_shielded, lane.connection)
-        return lane.connection
+    async def _introduction(self) -> list[tuple[bytes, ...]]:
+        options: dict[str, Any] = {**self._pool.connection_kwargs}
+        commands: list[tuple[bytes, ...]] = []
+        provider = options.get("credential_provider")
+        if provider is None and (options.get("username") or options.get("password")):
+            provider = UserPassCredentialProvider(options.get("username"), options.get("password"))
+        if provider is not None:
+            given = await provider.get_credentials()
+            commands.append((b"AUTH", given.username.encode(), (given.password or "").encode()))
+        if self.db:
+            commands.append((b"SELECT", b"%d" % self.db))
+        if options.get("client_name"):
+            commands.append((b"CLIENT", b"SETNAME", options["client_name"].encode()))
+        # Last, for TLS sends something after its handshake, which has to be read before a silence means anything.
+        return [*commands, (b"PING",)]
 
     def _new_connection(self) -> BaseConnection:
         # Not one of the pool's: those end with the scope around the client, while the queue may still have a task to
@@ -204,11 +216,10 @@ class CoredisDriver:
 
     async def config_get(self, name: str) -> str | None:
         try:
-            reply = await self._command(b"CONFIG GET", name)
+            reply = await self._command(b"CONFIG", b"GET", name.encode())
         except TorrelqueStorageError:
             return None
-        values = list(reply.values()) if isinstance(reply, dict) else reply[1::2]
-        return values[0].decode() if values else None
+        return reply[1].decode() if reply else None
 
     def stage(self, call: Call[Any], pipeline: Any) -> None:
         if not isinstance(pipeline, Pipeline | ClusterPipeline):
@@ -287,7 +298,7 @@ class CoredisBlocker:
             return reply
 
     async def unblock(self) -> None:
-        await self._command(b"CLIENT UNBLOCK", self._connection.client_id)
+        await self._command(b"CLIENT", b"UNBLOCK", b"%d" % self._connection.client_id)
 
 
 class CoredisSubscriber:
@@ -315,17 +326,8 @@ class CoredisSubscriber:
         return kind, channel, data if kind == b"message" else None
 
 
-async def _run_shielded(connection: BaseConnection, *, task_status: TaskStatus[None]) -> None:
-    # The scope around the queue may be cancelled while the queue still needs the connection; invalidate() ends it.
-    with CancelScope(shield=True):
-        await connection.run(task_status=task_status)
-
-
-async def _answer(request: Any) -> Reply | Exception:
-    try:
-        return await request
-    except theirs.ResponseError as error:
-        return error
+def _client_error(reply: ReplyError) -> Exception:
+    return theirs.ResponseError(str(reply))
 
 
 def _as_is(reply: Reply, **_: Any) -> Reply:

@@ -32,9 +32,9 @@ from torrelque.errors import (
     TorrelqueValueError,
 )
 
-from ._asyncio import AsyncioSignal
+from ._asyncio import AsyncioSignal, Deadlines
 from ._errors import ErrorMap
-from ._scripts import arguments, run_scripts
+from ._scripts import arguments, pack, run_scripts
 from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
 
 logger = logging.getLogger("torrelque")
@@ -120,6 +120,7 @@ class RedisPyDriver:
         #: Connections that wait for the next call, and how many may: none in a queue that was not entered.
         self._spares: list[_Loan] = []
         self._keeps = 0
+        self._deadlines = Deadlines()
         self._lent = 0
         self._returned: Event | None = None
 
@@ -171,14 +172,14 @@ class RedisPyDriver:
 
     async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
-        packed = [_pack((name, *arguments(name, call))) for call in calls]
+        request = [pack((name, *arguments(name, call))) for call in calls]
         loan = await self._lend()
         connection = loan.connection
         try:
-            with _ERRORS.mapped(RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError):
-                async with asyncio.timeout(loan.patience):
-                    await connection.send_packed_command(packed)
-                    return [await _read(connection) for _ in calls]
+            lost = RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError
+            with _ERRORS.mapped(lost), self._deadlines.within(loan.patience):
+                await connection.send_packed_command(request)
+                return [await _read(connection) for _ in calls]
         except BaseException:
             # An answer may still come, and must never reach somebody else.
             await _drop(connection)
@@ -234,10 +235,9 @@ class RedisPyDriver:
         loan = await self._lend()
         connection = loan.connection
         try:
-            with _ERRORS.mapped(RedisPyUnavailableError):
-                async with asyncio.timeout(loan.patience):
-                    await connection.send_packed_command(connection.pack_command(*command))
-                    return await connection.read_response(disable_decoding=True)
+            with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(loan.patience):
+                await connection.send_packed_command(connection.pack_command(*command))
+                return await connection.read_response(disable_decoding=True)
         except BaseException as error:
             if not isinstance(error, TorrelqueStorageError):
                 await _drop(connection)
@@ -350,11 +350,6 @@ class RedisPySubscriber:
 async def _drop(connection: Any) -> None:
     with move_on_after(_CLOSE_TIMEOUT, shield=True):
         await connection.disconnect(nowait=True)
-
-
-def _pack(arguments: tuple[bytes, ...]) -> bytes:
-    """Write a command. All of it is bytes already, so this takes a fifth of the time that the client takes."""
-    return b"*%d\r\n" % len(arguments) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in arguments])
 
 
 async def _read(connection: Any) -> Reply | Exception:
