@@ -15,8 +15,8 @@ from .calls import BOUND, MAX_BYTES, Call, R, Reply, outcomes
 from .drivers import Driver, Signal
 from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
 
-#: So many callers are a crowd: they are served in two halves, and while Redis works for one, this process works for the
-#: other. For fewer, a second round trip costs more than is won.
+#: So many callers are a crowd, served in two halves: while Redis works for one of them, this process works for the
+#: other. For fewer a second round trip costs more than is won.
 CROWD = 16
 
 

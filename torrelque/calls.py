@@ -32,6 +32,9 @@ HORIZON = 30.0
 
 _HORIZON = b"30"
 
+#: Looking so many seconds after a task is due finds it in one look rather than two.
+PAST_DUE = 0.001
+
 
 #: The stored fields of a state, in the order of :class:`TorrelqueTaskState`; ``None`` where not set.
 Fields: TypeAlias = list[bytes | None]
@@ -124,6 +127,9 @@ def _named(task_id: str) -> tuple[bytes, bytes]:
     return task_id.encode(), b""
 
 
+_STATUSES = {status: b"%d" % status for status in TorrelqueTaskStatus}
+
+
 class Calls:
     """Builds the calls of one queue."""
 
@@ -158,15 +164,14 @@ class Calls:
         self, items: Iterable[tuple[str, bytes | None]], status: TorrelqueTaskStatus, keep: float
     ) -> Call[Verdict]:
         """End working tasks, each with its result if it has one, which stays for *keep* seconds."""
-        milliseconds = b"%d" % max(1, round(keep * 1000))
-        status_text = b"%d" % status
+        text = _STATUSES[status]
         flat: list[bytes] = []
         for task_id, result in items:
             stored, token = _named(task_id)
             if result is None:
-                flat += (stored, token, status_text, b"0", b"")
+                flat += (stored, token, text, b"0", b"")
             else:
-                flat += (stored, token, status_text, milliseconds, result)
+                flat += (stored, token, text, b"%d" % max(1, round(keep * 1000)), result)
         return Call(scripts.RELEASE, self._table, (), tuple(flat), len(flat) // 5, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import TorrelqueTypeError, TorrelqueValueError
-from .model import FINAL, TorrelqueTaskId, TorrelqueTaskStatus
+from .model import TorrelqueTaskId, TorrelqueTaskStatus
 
 #: Ten years: beyond it a time is a mistake, and Redis' own arithmetic gets imprecise.
 MAX_SECONDS = 315_360_000.0
@@ -41,8 +41,8 @@ def _number(parameter: str, value: object) -> float:
 
 
 def _seconds(parameter: str, value: object, low: float, what: str) -> float:
-    if type(value) is float and low <= value <= MAX_SECONDS:
-        return value
+    if (type(value) is float or type(value) is int) and low <= value <= MAX_SECONDS:
+        return float(value)
     number = _number(parameter, value)
     if not low <= number <= MAX_SECONDS:  # a NaN compares false
         raise TorrelqueValueError(f"{parameter} must be {what}, at most {MAX_SECONDS:.0f}: {shown(value)}")
@@ -127,7 +127,7 @@ def new_task_id(value: object) -> str:
 
 def final_status(value: object) -> TorrelqueTaskStatus:
     """Check the status that a release gives: COMPLETED or REJECTED."""
-    if isinstance(value, TorrelqueTaskStatus) and value in FINAL:
+    if value is TorrelqueTaskStatus.COMPLETED or value is TorrelqueTaskStatus.REJECTED:
         return value
     number = value.value if isinstance(value, TorrelqueTaskStatus) else value
     error = TorrelqueValueError if isinstance(value, TorrelqueTaskStatus) else TorrelqueTypeError

@@ -11,16 +11,13 @@ from anyio.abc import TaskStatus
 
 from .background import Outage
 from .batching import Coalescer
-from .calls import SWEEP_ALL, SWEEP_TIMED, Calls, seconds_of_wake
+from .calls import PAST_DUE, SWEEP_ALL, SWEEP_TIMED, Calls, seconds_of_wake
 from .errors import TorrelqueRedisError
 from .keys import Keys
 from .listening import Hub
 from .model import SweepReport
 
 logger = logging.getLogger("torrelque")
-
-#: Looking a moment after a task is due finds it in one look rather than two.
-_PAST_DUE = 0.001
 
 
 class Sweeper:
@@ -75,7 +72,7 @@ class Sweeper:
                         outage.worked()
                         self._log(report)
                         next_full = now + interval if now >= next_full else next_full
-                        next_timed = current_time() + until_next + _PAST_DUE
+                        next_timed = current_time() + until_next + PAST_DUE
                 except TorrelqueRedisError as error:
                     next_timed = current_time() + outage.failed(error)
                     # A sweep of everything whose time has come waits for the next try as well.
@@ -83,7 +80,7 @@ class Sweeper:
                 with move_on_after(min(next_full, next_timed) - current_time()):
                     await ear.heard()
                     if ear.error is None:
-                        next_timed = min(next_timed, current_time() + seconds_of_wake(ear.message) + _PAST_DUE)
+                        next_timed = min(next_timed, current_time() + seconds_of_wake(ear.message) + PAST_DUE)
         finally:
             self._hub.detach(ear)
 

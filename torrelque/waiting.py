@@ -13,30 +13,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from anyio import Event, create_task_group, move_on_after
-
 from .background import Background, Outage, Runner
-from .calls import HORIZON, Call, Calls, Claim, Delivery, R, seconds_of_wake
-from .drivers import Blocker, Driver, Signal
-from .errors import TorrelqueClosedError, TorrelqueRedisError, first_error, fresh
+from .batching import CROWD
+from .calls import HORIZON, PAST_DUE, Call, Calls, Claim, Delivery, R
+from .catching import Catcher
+from .drivers import Driver, Signal
+from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
 from .keys import Keys
-from .listening import Ear, Hub
+from .listening import Hub
 
 logger = logging.getLogger("torrelque")
 
 #: One claim takes no more, so that the script stays short (it may have as many due tasks to move).
 CLAIM = 250
-#: This many callers are a crowd: for fewer a second round trip costs more than is won.
-CROWD = 16
+#: So many of a crowd are worth a claim of their own.
 HALF = CROWD // 2
-#: Looking a moment after a task is due finds it in one look rather than two.
-_PAST_DUE = 0.001
-#: An unblocking that arrives before the blocking does nothing, so it is repeated: soon, as who comes now waits too.
-_UNBLOCK_AGAIN = 0.005
-#: A wait that lasted this many seconds was no failure to wait.
-_STEADY = 1.0
-#: A dead connection is noticed after this many seconds, and an idle one speaks as rarely.
-BLOCK = 15.0
 
 
 class Seat:
@@ -78,7 +69,7 @@ class Room:
         self._calls = calls
         self._default_lease = default_lease
         self._hub = hub
-        self._catcher = Catcher(self, driver, background, hub, keys)
+        self._catcher = Catcher(driver, background, hub, keys, lambda: self.taken, self.look_within)
         self._seats: dict[Seat, None] = {}
         self._returns: list[tuple[bytes, int | None]] = []
         self._server = Runner(background, self._serve, self._abandon)
@@ -107,7 +98,8 @@ class Room:
         deadline = self._driver.now() + timeout if timeout else math.inf
         seat = Seat(wanted, deadline, timeout == 0, self._driver.signal())
         self._seats[seat] = None
-        self._background.move()
+        if not self._background.entered:
+            self._background.move()
         try:
             try:
                 self._next_look = -math.inf
@@ -288,7 +280,7 @@ class Room:
         if not self._seats:
             return
         if short and all(seat.looked for seat in self._seats):
-            self._next_look = min(self._next_look, self._driver.now() + claim.until_next + _PAST_DUE)
+            self._next_look = min(self._next_look, self._driver.now() + claim.until_next + PAST_DUE)
             self._catcher.ask()
         else:
             self._next_look = -math.inf
@@ -323,119 +315,3 @@ class Room:
         self._dismiss(seat)
         if not self._seats:
             self._server.nudge()
-
-
-class Catcher:
-    """The connection that waits in Redis for the next id, for all seats of a room."""
-
-    def __init__(self, room: Room, driver: Driver, background: Background, hub: Hub, keys: Keys) -> None:
-        self.caught: list[bytes] = []
-        self._room = room
-        self._driver = driver
-        self._background = background
-        self._hub = hub
-        self._keys = keys
-        self.running = False
-        self._asked = False
-        self._blocker: Blocker | None = None
-        self._changed = Event()
-        #: Ends the pause after a failure. Being asked again does not, or a refused wait would be tried on and on.
-        self._unasked = Event()
-        self._outage = Outage("Waiting for tasks")
-
-    def take(self) -> list[bytes]:
-        """Hand over the ids that were caught; they stand in dequeueing."""
-        caught, self.caught = self.caught, []
-        return caught
-
-    def ask(self) -> None:
-        """Wait for the next id, unless that is under way."""
-        self._asked = True
-        self._changed.set()
-        if not self.running:
-            self.running = True
-            self._background.start_soon(self._run)
-
-    async def rest(self) -> None:
-        """Stop waiting in Redis because nobody waits here."""
-        self._asked = False
-        self._unasked.set()
-        while self._blocker is not None and not self._room.taken:
-            self._changed = Event()
-            try:
-                await self._blocker.unblock()
-            except TorrelqueRedisError as error:
-                # Not allowed, or no connection: the wait ends by itself, and what it catches is handed back.
-                logger.info("The connection that waits for tasks cannot be unblocked: %r", error)
-                return
-            with move_on_after(_UNBLOCK_AGAIN):
-                await self._changed.wait()
-
-    def close(self) -> None:
-        """Let the connection go."""
-        self._asked = False
-        self._unasked.set()
-        self._changed.set()
-
-    async def _run(self) -> None:
-        ear = self._hub.attach(self._keys.wake)
-        try:
-            while self._asked:
-                error = await self._connect(ear)
-                if error is not None:
-                    # A claim tells those who wait whether Redis is away, or only this connection was.
-                    self._room.look_within(0)
-                    pause = self._outage.failed(error)
-                    if self._asked:
-                        self._unasked = Event()
-                        with move_on_after(pause):
-                            await self._unasked.wait()
-        finally:
-            self.running = False
-            self._hub.detach(ear)
-
-    async def _connect(self, ear: Ear) -> Exception | None:
-        """Catch ids over one connection until none is asked for any more, or it is lost."""
-        error: Exception | None = None
-        try:
-            async with self._driver.blocking() as blocker, create_task_group() as group:
-                group.start_soon(self._listen, ear)
-                await self._catch(blocker)
-                group.cancel_scope.cancel()
-        except* TorrelqueRedisError as lost:
-            error = first_error(lost)
-        return error
-
-    async def _catch(self, blocker: Blocker) -> None:
-        while True:
-            if not self._asked:
-                self._changed = Event()
-                with move_on_after(self._background.linger):
-                    await self._changed.wait()
-                if not self._asked:
-                    return
-            self._blocker = blocker
-            since = self._driver.now()
-            try:
-                task_id = await blocker.move(self._keys.pending, self._keys.dequeueing, BLOCK)
-            except TorrelqueRedisError:
-                if self._driver.now() - since > _STEADY:
-                    self._outage.worked()  # it did wait: a new failure, tried again soon
-                raise
-            finally:
-                self._blocker = None
-                self._changed.set()
-            self._outage.worked()
-            if task_id is not None:
-                self._asked = False
-                self.caught.append(task_id)
-                self._room.look_within(0)
-            elif not self._room.taken:
-                self._asked = False
-
-    async def _listen(self, ear: Ear) -> None:
-        """Pass on when a task is due earlier than the room knows."""
-        while True:
-            await ear.heard()
-            if ear.error is None:
-                self._room.look_within(seconds_of_wake(ear.message) + _PAST_DUE)
