@@ -288,7 +288,7 @@ async def test_lease_that_was_lost_before(open_queue: Any, admin: Redis, name: s
 async def test_body_is_cancelled_when_the_lease_is_lost(open_queue: Any, admin: Redis, name: str, again: bool) -> None:
     """The body ends at its next checkpoint, its clean-up runs, and the error says which way the lease went."""
     async with open_queue() as queue:
-        await queue.enqueue("t", task_timeout=0.3)
+        await queue.enqueue("t", task_timeout=2)
         task_id, _ = await queue.dequeue(0)
         cleaned = False
         with anyio.fail_after(5):

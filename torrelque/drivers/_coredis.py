@@ -13,16 +13,14 @@ from functools import partial
 from typing import Any, NoReturn
 
 import coredis
-from anyio import Semaphore, create_task_group, fail_after
+from anyio import create_task_group, fail_after
 from coredis import exceptions as theirs
 from coredis.connection import BaseConnection
-from coredis.credentials import UserPassCredentialProvider
 from coredis.patterns.pipeline import ClusterPipeline, Pipeline
 from coredis.retry import NoRetryPolicy
 
 from torrelque.calls import Call, Reply
 from torrelque.errors import (
-    TorrelqueClosedError,
     TorrelqueError,
     TorrelqueFullError,
     TorrelqueStorageError,
@@ -34,9 +32,10 @@ from torrelque.errors import (
 
 from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
+from ._lines import Lines
 from ._scripts import arguments, pack, run_scripts
-from ._wire import ReplyError, Wire
-from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
+from ._wire import ReplyError
+from .base import ANSWER_TIMEOUT, LATE, Blocker, Signal, Subscriber
 
 
 class CoredisUnavailableError(TorrelqueUnavailableError, theirs.ConnectionError):
@@ -93,10 +92,7 @@ class CoredisDriver:
         self._owned = owned
         self._pool = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
-        self._open = False
-        #: Connections for what does not block: those that nobody uses, and how many may be used at a time.
-        self._spares: list[Wire] = []
-        self._room = Semaphore(LANES, fast_acquire=True)
+        self._lines = Lines(self._pool.location, self._pool.connection_kwargs)
         self._signal: Callable[[], Signal] = _refuse
         self._clock: Callable[[], float] = _refuse
 
@@ -104,13 +100,8 @@ class CoredisDriver:
     async def opened(self) -> AsyncGenerator[None]:
         self._check_client()
         self._signal, self._clock = _of_event_loop()
-        self._open = True
-        try:
+        async with self._lines:
             yield
-        finally:
-            self._open = False
-            while self._spares:
-                await self._spares.pop().aclose()
 
     def _check_client(self) -> None:
         if self._owned:
@@ -139,80 +130,27 @@ class CoredisDriver:
     async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         request = b"".join([pack((name, *arguments(name, call))) for call in calls])
         harmless = all(call.script.reads_only for call in calls)
-        replies = await self._ask(
-            request, len(calls), CoredisUnavailableError if harmless else CoredisUnknownOutcomeError
-        )
-        return [_client_error(reply) if isinstance(reply, ReplyError) else reply for reply in replies]
+        return await self._ask(request, len(calls), CoredisUnavailableError if harmless else CoredisUnknownOutcomeError)
 
     async def _command(self, *command: bytes) -> Any:
         (reply,) = await self._ask(pack(command), 1, CoredisUnavailableError)
-        if isinstance(reply, ReplyError):
-            raise _ERRORS.translate(_client_error(reply), CoredisUnavailableError)
+        if isinstance(reply, Exception):
+            raise _ERRORS.translate(reply, CoredisUnavailableError)
         return reply
 
-    async def _ask(self, request: bytes, answers: int, lost: type[TorrelqueError]) -> list[Reply | ReplyError]:
+    async def _ask(self, request: bytes, answers: int, lost: type[TorrelqueError]) -> list[Reply | Exception]:
         """Make one round trip; *lost* is what it means that no answer came."""
-        async with self._room:
-            wire = await self._connected()
-            try:
-                with _ERRORS.mapped(lost), fail_after(ANSWER_TIMEOUT):
-                    replies = await wire.ask(request, answers)
-            except BaseException:
-                # An answer may still come, and must never reach somebody else.
-                await wire.aclose()
-                raise
-            self._spares.append(wire)
-            return replies
-
-    async def _connected(self) -> Wire:
-        while self._spares:
-            wire = self._spares.pop()
-            if wire.usable:
-                return wire
-            await wire.aclose()
-        if not self._open:
-            raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
-        with _ERRORS.mapped(CoredisUnavailableError), fail_after(ANSWER_TIMEOUT):
-            return await self._connect()
-
-    async def _connect(self) -> Wire:
-        """Connect as the client does, and introduce ourselves."""
-        stream = await self._new_connection()._connect()
-        wire = Wire(stream)
+        with _ERRORS.mapped(CoredisUnavailableError):
+            line = await self._lines.take()
         try:
-            introduction = await self._introduction()
-            for reply in await wire.ask(b"".join(map(pack, introduction)), len(introduction)):
-                if isinstance(reply, ReplyError):
-                    raise _client_error(reply)
+            with _ERRORS.mapped(lost), fail_after(ANSWER_TIMEOUT):
+                replies = await line.ask(request, answers)
         except BaseException:
-            await wire.aclose()
+            # An answer may still come, and must never reach somebody else.
+            await self._lines.drop(line)
             raise
-        return wire
-
-    async def _introduction(self) -> list[tuple[bytes, ...]]:
-        options: dict[str, Any] = {**self._pool.connection_kwargs}
-        commands: list[tuple[bytes, ...]] = []
-        provider = options.get("credential_provider")
-        if provider is None and (options.get("username") or options.get("password")):
-            provider = UserPassCredentialProvider(options.get("username"), options.get("password"))
-        if provider is not None:
-            given = await provider.get_credentials()
-            commands.append((b"AUTH", given.username.encode(), (given.password or "").encode()))
-        if self.db:
-            commands.append((b"SELECT", b"%d" % self.db))
-        if options.get("client_name"):
-            commands.append((b"CLIENT", b"SETNAME", options["client_name"].encode()))
-        # Last, for TLS sends something after its handshake, which has to be read before a silence means anything.
-        return [*commands, (b"PING",)]
-
-    def _new_connection(self) -> BaseConnection:
-        # Not one of the pool's: those end with the scope around the client, while the queue may still have a task to
-        # hand back, and the pool does not get back the place of a lent connection that died.
-        options = {
-            **self._pool.connection_kwargs, "decode_responses": False, "max_idle_time": None, "stream_timeout": None,
-        }  # fmt: skip
-        connection: BaseConnection = self._pool.connection_class(self._pool.location, **options)
-        return connection
+        await self._lines.give_back(line)
+        return [theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply for reply in replies]
 
     async def config_get(self, name: str) -> str | None:
         try:
@@ -225,6 +163,15 @@ class CoredisDriver:
         if not isinstance(pipeline, Pipeline | ClusterPipeline):
             raise TorrelqueTypeError(f"pipeline must be a pipeline of a coredis client, not {type(pipeline).__name__}")
         pipeline.create_request(b"EVAL", *arguments(b"EVAL", call), callback=_as_is)
+
+    def _new_connection(self) -> BaseConnection:
+        # Not one of the pool's: those end with the scope around the client, while the queue may still have a task to
+        # hand back, and the pool does not get back the place of a lent connection that died.
+        options = {
+            **self._pool.connection_kwargs, "decode_responses": False, "max_idle_time": None, "stream_timeout": None,
+        }  # fmt: skip
+        connection: BaseConnection = self._pool.connection_class(self._pool.location, **options)
+        return connection
 
     @asynccontextmanager
     async def _own_connection(self) -> AsyncGenerator[BaseConnection]:
@@ -324,10 +271,6 @@ class CoredisSubscriber:
         with _ERRORS.mapped(CoredisUnavailableError):
             kind, channel, data = await anext(self._messages)
         return kind, channel, data if kind == b"message" else None
-
-
-def _client_error(reply: ReplyError) -> Exception:
-    return theirs.ResponseError(str(reply))
 
 
 def _as_is(reply: Reply, **_: Any) -> Reply:

@@ -108,8 +108,9 @@ def _garbled(line: bytes) -> ConnectionError:
 
 def _is_readable(stream: ByteStream) -> bool:
     """Tell whether a read would not wait: between two requests that is the end of the connection."""
+    poll = select.poll()
     try:
-        ready, _, _ = select.select([stream.extra(SocketAttribute.raw_socket)], [], [], 0)
+        poll.register(stream.extra(SocketAttribute.raw_socket), select.POLLIN)
+        return bool(poll.poll(0))
     except (OSError, ValueError):
         return True
-    return bool(ready)
