@@ -17,7 +17,7 @@ from redis import Redis
 from support import PAIRS, Server
 
 from torrelque.calls import Calls
-from torrelque.drivers import _wire, driver_for
+from torrelque.drivers import _lines, driver_for
 from torrelque.drivers._scripts import pack
 from torrelque.drivers._wire import ReplyError, Wire
 from torrelque.keys import Keys
@@ -92,14 +92,16 @@ def test_answers_in_any_pieces(values: list[Any], cuts: list[int]) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_every_byte_by_itself() -> None:
     """The worst case of all pieces, with an error among the answers; the next round trip finds nothing left over."""
-    text = written([b"a\r\n", None, [1, []]]) + b"-NOSCRIPT No matching script\r\n+OK\r\n*-1\r\n"
+    text = (
+        written([b"a\r\n", None, [1, []]]) + b"-NOSCRIPT No matching script\r\n>2\r\n+push\r\n:1\r\n+OK\r\n*-1\r\n_\r\n"
+    )
     stream = Scripted([text[i : i + 1] for i in range(len(text))])
     wire = Wire(stream)
-    first, error, simple, nothing = await wire.ask(b"x", 4)
+    first, error, simple, *nothing = await wire.ask(b"x", 5)
     assert first == [b"a\r\n", None, [1, []]]
     assert isinstance(error, ReplyError)
     assert str(error) == "NOSCRIPT No matching script"
-    assert (simple, nothing) == (b"OK", None)
+    assert (simple, nothing) == (b"OK", [None, None])
     stream.pieces.append(b":7\r\n")
     assert await wire.ask(b"y") == [7]
     assert stream.sent == b"xy"
@@ -134,7 +136,7 @@ async def test_a_connection_that_ended_meanwhile_is_not_used(
     server: Server, admin: Redis, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that the server closed while nobody used it costs no call."""
-    monkeypatch.setattr(_wire, "HOT", 0.0)
+    monkeypatch.setattr(_lines, "HOT", 0.0)
     calls = Calls(Keys(name))
     async with coredis.Redis.from_url(server.url, client_name=name) as client:
         driver = driver_for(client)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from anyio import Semaphore, connect_tcp, connect_unix, create_task_group, fail_after
+from anyio import Semaphore, connect_tcp, connect_unix, create_task_group, current_time, fail_after
 from anyio.abc import ByteStream, SocketAttribute
 from coredis import exceptions as theirs
 from coredis.connection import TCPLocation, UnixDomainSocketLocation
@@ -18,6 +19,32 @@ from torrelque.errors import TorrelqueClosedError
 from ._scripts import pack
 from ._wire import ReplyError, Wire
 from .base import ANSWER_TIMEOUT, LANES
+
+#: A connection used this recently, in seconds, needs no check before it is used again.
+HOT = 1.0
+
+
+class Line(Wire):
+    """A connection and when it was used last, by the clock of the event loop."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        super().__init__(stream)
+        self._raw = stream.extra(SocketAttribute.raw_socket)
+        self.used = current_time()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the server has not hung up, as far as can be told without asking it."""
+        return current_time() - self.used < HOT or not self._is_readable()
+
+    def _is_readable(self) -> bool:
+        # Between two requests a read that would not wait is the end of the connection.
+        poll = select.poll()
+        try:
+            poll.register(self._raw, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
 
 
 class Lines:
@@ -30,7 +57,7 @@ class Lines:
         self._location = location
         self._settings = settings
         self._open = False
-        self._spares: list[Wire] = []
+        self._spares: list[Line] = []
         self._free = Semaphore(LANES, fast_acquire=True)
 
     async def __aenter__(self) -> None:
@@ -43,10 +70,10 @@ class Lines:
         spares, self._spares = self._spares, []
         # Each in a task of its own: a native cancellation that hits the closing of one must not leave the others open.
         async with create_task_group() as group:
-            for wire in spares:
-                group.start_soon(wire.aclose)
+            for line in spares:
+                group.start_soon(line.aclose)
 
-    async def take(self) -> Wire:
+    async def take(self) -> Line:
         """Borrow a connection; :meth:`give_back` or :meth:`drop` it.
 
         :raises TorrelqueClosedError: the queue was left
@@ -59,35 +86,36 @@ class Lines:
             self._free.release()
             raise
 
-    async def give_back(self, wire: Wire) -> None:
+    async def give_back(self, line: Line) -> None:
         """Return a connection on which no answer is outstanding."""
         if not self._open:
-            await self.drop(wire)
+            await self.drop(line)
             return
-        self._spares.append(wire)
+        line.used = current_time()
+        self._spares.append(line)
         self._free.release()
 
-    async def drop(self, wire: Wire) -> None:
+    async def drop(self, line: Line) -> None:
         """Return a connection that is of no more use."""
         self._free.release()
-        await wire.aclose()
+        await line.aclose()
 
-    async def _ready(self) -> Wire:
+    async def _ready(self) -> Line:
         while self._spares:
-            wire = self._spares.pop()
-            if wire.usable:
-                return wire
-            await wire.aclose()
+            line = self._spares.pop()
+            if line.usable:
+                return line
+            await line.aclose()
         if not self._open:
             raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
         with fail_after(min(self._settings.get("connect_timeout") or ANSWER_TIMEOUT, ANSWER_TIMEOUT)):
-            wire = Wire(await self._connect())
+            line = Line(await self._connect())
             try:
-                await self._introduce(wire)
+                await self._introduce(line)
             except BaseException:
-                await wire.aclose()
+                await line.aclose()
                 raise
-        return wire
+        return line
 
     async def _connect(self) -> ByteStream:
         if isinstance(self._location, UnixDomainSocketLocation):
@@ -104,11 +132,11 @@ class Lines:
                 raw.setsockopt(socket.SOL_TCP, option, value)
         return stream
 
-    async def _introduce(self, wire: Wire) -> None:
+    async def _introduce(self, line: Line) -> None:
         # The last one, because TLS sends something after its handshake that has to be read before a silence means
         # anything. What is answered to it does not matter: with a full disk that is an error.
         commands = [*await self._introduction(), (b"PING",)]
-        *replies, _ = await wire.ask(b"".join(map(pack, commands)), len(commands))
+        *replies, _ = await line.ask(b"".join(map(pack, commands)), len(commands))
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise theirs.ResponseError(str(reply))

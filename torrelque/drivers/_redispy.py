@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as aioredis
-from anyio import Event, fail_after, move_on_after
+from anyio import ClosedResourceError, EndOfStream, Event, create_task_group, fail_after, move_on_after
 from redis import exceptions as theirs
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
@@ -35,12 +35,11 @@ from torrelque.errors import (
 from ._asyncio import AsyncioSignal, Deadlines
 from ._errors import ErrorMap
 from ._scripts import arguments, pack, run_scripts
+from ._wire import CLOSE_TIMEOUT, ReplyError, Wire
 from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
 
 logger = logging.getLogger("torrelque")
 
-#: Closing a connection must not hang on a peer that is gone.
-_CLOSE_TIMEOUT = 1.0
 #: A connection used this recently, in seconds, needs no check before it is used again.
 _HOT = 1.0
 
@@ -100,12 +99,45 @@ class _Loan:
 
     connection: Any
     own_timeout: float | None
+    streams: _Streams
+    wire: Wire
     used: float = 0.0
     """When it was used last, by the clock of the event loop."""
 
     @property
     def patience(self) -> float:
         return min(self.own_timeout or ANSWER_TIMEOUT, ANSWER_TIMEOUT)
+
+    def usable(self, now: float) -> bool:
+        """Whether it needs no check before it is used again."""
+        return now - self.used < _HOT and self.connection.is_connected and not self.streams.ended
+
+
+class _Streams:
+    """The streams of a connection that redis-py has made, below its commands and its parser."""
+
+    def __init__(self, connection: Any) -> None:
+        self._reader: asyncio.StreamReader = connection._reader
+        self._writer: asyncio.StreamWriter = connection._writer
+
+    @property
+    def ended(self) -> bool:
+        return self._reader.at_eof() or self._writer.is_closing()
+
+    async def send(self, item: bytes, /) -> None:
+        if self._writer.is_closing():  # uvloop would raise an error of its own
+            raise ClosedResourceError
+        self._writer.write(item)
+        await self._writer.drain()
+
+    async def receive(self, max_bytes: int, /) -> bytes:
+        chunk = await self._reader.read(max_bytes)
+        if not chunk:
+            raise EndOfStream
+        return chunk
+
+    async def aclose(self) -> None:
+        self._writer.close()
 
 
 class RedisPyDriver:
@@ -133,8 +165,11 @@ class RedisPyDriver:
             yield
         finally:
             self._keeps = 0
-            while self._spares:
-                await self._release(self._spares.pop())
+            spares, self._spares = self._spares, []
+            # Each in a task of its own: a native cancellation that hits the return of one must not keep the others.
+            async with create_task_group() as group:
+                for spare in spares:
+                    group.start_soon(self._release, spare)
 
     def _check_loop(self) -> asyncio.AbstractEventLoop:
         try:
@@ -172,20 +207,19 @@ class RedisPyDriver:
 
     async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
-        request = [pack((name, *arguments(name, call))) for call in calls]
+        request = b"".join([pack((name, *arguments(name, call))) for call in calls])
         loan = await self._lend()
-        connection = loan.connection
         try:
             lost = RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError
             with _ERRORS.mapped(lost), self._deadlines.within(loan.patience):
-                await connection.send_packed_command(request)
-                return [await _read(connection) for _ in calls]
+                replies = await loan.wire.ask(request, len(calls))
         except BaseException:
             # An answer may still come, and must never reach somebody else.
-            await _drop(connection)
+            await _drop(loan.connection)
             raise
         finally:
             await self._give_back(loan)
+        return [theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply for reply in replies]
 
     async def _lend(self) -> _Loan:
         while True:
@@ -204,19 +238,20 @@ class RedisPyDriver:
     async def _take(self) -> _Loan:
         while self._spares:
             spare = self._spares.pop()
-            if spare.connection.is_connected and asyncio.get_running_loop().time() - spare.used < _HOT:
+            if spare.usable(self.now()):
                 return spare
             await self._release(spare)
         with _ERRORS.mapped(RedisPyUnavailableError):
             connection = await self._pool.get_connection(*_LEND_ARGS)
-        loan = _Loan(connection, connection.socket_timeout)
+        streams = _Streams(connection)
+        loan = _Loan(connection, connection.socket_timeout, streams, Wire(streams))
         connection.socket_timeout = None
         return loan
 
     async def _give_back(self, loan: _Loan) -> None:
         try:
             if len(self._spares) < self._keeps:
-                loan.used = asyncio.get_running_loop().time()
+                loan.used = self.now()
                 self._spares.append(loan)
             else:
                 await self._release(loan)
@@ -228,7 +263,7 @@ class RedisPyDriver:
 
     async def _release(self, loan: _Loan) -> None:
         loan.connection.socket_timeout = loan.own_timeout
-        with move_on_after(_CLOSE_TIMEOUT, shield=True):
+        with move_on_after(CLOSE_TIMEOUT, shield=True):
             await self._pool.release(loan.connection)
 
     async def _command(self, *command: Any) -> Any:
@@ -348,12 +383,5 @@ class RedisPySubscriber:
 
 
 async def _drop(connection: Any) -> None:
-    with move_on_after(_CLOSE_TIMEOUT, shield=True):
+    with move_on_after(CLOSE_TIMEOUT, shield=True):
         await connection.disconnect(nowait=True)
-
-
-async def _read(connection: Any) -> Reply | Exception:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except theirs.ResponseError as error:
-        return error

@@ -1,23 +1,19 @@
-"""Requests and answers over a byte stream, one round trip at a time: RESP2, as far as scripts need it.
+"""Requests and answers over a stream of bytes, one round trip at a time: RESP 2 and 3, as far as scripts need them.
 
-coredis serves any number of tasks over a connection, with one task that reads for it and one that writes. A queue has
-joined its calls already, and a round trip that its own task makes by itself takes a third of the time.
+Clients are made to serve any number of tasks, any command and any event on a connection. A queue has joined its calls
+already, and a round trip that its own task makes by itself takes a third of the time that coredis takes.
 """
 
 from __future__ import annotations
 
-import select
-from typing import Any
+from typing import Any, Protocol
 
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, current_time, move_on_after
-from anyio.abc import ByteStream, SocketAttribute
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, move_on_after
 
 from torrelque.calls import Reply
 
 #: Closing a connection must not hang on a peer that is gone.
 CLOSE_TIMEOUT = 1.0
-#: A connection used this recently, in seconds, needs no check before it is used again.
-HOT = 1.0
 _CHUNK = 1 << 17
 
 
@@ -25,20 +21,24 @@ class ReplyError(Exception):
     """The server's answer is an error; this is its text."""
 
 
+class Stream(Protocol):
+    """What a wire needs of a connection; its errors are those of AnyIO's streams, or an :exc:`OSError`."""
+
+    async def send(self, item: bytes, /) -> None: ...
+
+    async def receive(self, max_bytes: int, /) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Wire:
     """A connection that one task at a time may use. After an error it must be closed: an answer may still come."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._buffer = bytearray()
         #: Where in the buffer the next answer begins.
         self._at = 0
-        self._used = current_time()
-
-    @property
-    def usable(self) -> bool:
-        """Whether the server has not hung up, as far as can be told without asking it."""
-        return current_time() - self._used < HOT or not _is_readable(self._stream)
 
     async def ask(self, request: bytes, answers: int = 1) -> list[Reply | ReplyError]:
         """Send packed commands, and read their answers.
@@ -52,7 +52,6 @@ class Wire:
             raise ConnectionError("the server has closed the connection") from None
         except (BrokenResourceError, ClosedResourceError) as error:
             raise ConnectionError("the connection is lost") from error
-        self._used = current_time()
         return replies
 
     async def aclose(self) -> None:
@@ -70,12 +69,18 @@ class Wire:
                 return None if rest == b"-1" else [await self._read() for _ in range(int(rest))]
             if kind == b":":
                 return int(rest)
+            if kind == b">":  # an event that nobody here has asked for
+                for _ in range(int(rest)):
+                    await self._read()
+                return await self._read()
         except ValueError:
             raise _garbled(line) from None
         if kind == b"-":
             return ReplyError(rest.decode(errors="replace"))
         if kind == b"+":
             return rest
+        if line == b"_":
+            return None
         raise _garbled(line)
 
     async def _line(self) -> bytes:
@@ -104,13 +109,3 @@ class Wire:
 
 def _garbled(line: bytes) -> ConnectionError:
     return ConnectionError(f"the server does not speak RESP: {line[:40]!r}")
-
-
-def _is_readable(stream: ByteStream) -> bool:
-    """Tell whether a read would not wait: between two requests that is the end of the connection."""
-    poll = select.poll()
-    try:
-        poll.register(stream.extra(SocketAttribute.raw_socket), select.POLLIN)
-        return bool(poll.poll(0))
-    except (OSError, ValueError):
-        return True
