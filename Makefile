@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-floor check lint types layers format reference bench clean
+.PHONY: demo test test-floor check lint types layers format reference bench ceiling clean
 
 demo: $(VENV)/.done
 	$(BIN)/torrelque demo $(FOLDER)
@@ -44,6 +44,10 @@ reference: $(VENV)/.done
 
 bench: $(VENV)/.done $(VENV)/peer/.done
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# What a dequeue and its release cost, part by part.
+ceiling: $(VENV)/.done
+	$(BIN)/python benchmarks/ceiling.py
 
 # The published package, whose name is ours, so it lives apart: tests run it as a process of its own.
 $(VENV)/peer/.done: Makefile $(VENV)/.done
