@@ -236,7 +236,7 @@ async def test_extended_lease_is_shortened_for_sleepers(open_queue: Any) -> None
 async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: str) -> None:
     """A short lease is kept through a longer body, against a consumer who waits for the task to come free."""
     async with open_queue() as queue, anyio.create_task_group() as group:
-        await queue.enqueue("t", task_timeout=1)
+        await queue.enqueue("t", task_timeout=1.5)
         task_id, _ = await queue.dequeue(0)
         stolen: list[Any] = []
 
@@ -245,7 +245,7 @@ async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: st
 
         group.start_soon(thief)
         async with queue.lease(task_id):
-            await anyio.sleep(1.2)
+            await anyio.sleep(1.8)
         await queue.release(task_id, strict=True)
         group.cancel_scope.cancel()
     assert stolen == []
