@@ -119,7 +119,7 @@ async def test_everything_over_tls(door: Door, pair: Pair, name: str) -> None:
 async def test_a_connection_is_kept(door: Door, pair: Pair, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TLS sends of its own after the handshake is not taken for the end of the connection."""
     monkeypatch.setattr(_lines, "HOT", 0.0)
-    monkeypatch.setattr(_redispy, "_HOT", 0.0)
+    monkeypatch.setattr(_redispy, "HOT", 0.0)
     async with open_secure_queue(door, pair, name) as queue:
         for _ in range(10):
             await queue.enqueue("t")

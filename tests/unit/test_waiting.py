@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,6 +33,25 @@ class Script:
         if call.script.name == "dequeue":
             return self.claims.pop(0) if self.claims else NOTHING
         return b" ".join([b"1"] * call.count)
+
+
+class TwoClaims(ScriptedDriver):
+    """The first two claims wait, each until it is let through its gate, and then have these answers."""
+
+    def __init__(self, *answers: Any) -> None:
+        super().__init__(Script())
+        self.gates = [anyio.Event(), anyio.Event()]
+        self._answers = answers
+
+    async def execute(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        turn = len(self.named("dequeue"))
+        if turn >= 2 or calls[0].script.name != "dequeue":
+            return await super().execute(calls)
+        self.runs.append(list(calls))
+        await self.gates[turn].wait()
+        if isinstance(self._answers[turn], Exception):
+            raise self._answers[turn]
+        return [self._answers[turn]]
 
 
 @asynccontextmanager
@@ -181,28 +200,16 @@ async def test_both_halves_are_claimed_for_at_once() -> None:
 
 async def test_a_poll_is_not_sent_away_while_tasks_for_it_are_on_their_way() -> None:
     """That one half found nothing more does not mean that nothing is there: the other half's claim may bring it."""
-    gates = [anyio.Event(), anyio.Event()]
-    answers = [claim(*[f"a{i}" for i in range(16)]), NOTHING]
-
-    class Driver(ScriptedDriver):
-        async def execute(self, calls: Any) -> Any:
-            turn = len(self.named("dequeue"))
-            if turn < 2 and calls[0].script.name == "dequeue":
-                self.runs.append(list(calls))
-                await gates[turn].wait()
-                return [answers[turn]]
-            return await super().execute(calls)
-
-    driver = Driver(Script())
+    driver = TwoClaims(claim(*[f"a{i}" for i in range(16)]), NOTHING)
     got: list[Any] = []
     async with open_room(driver) as room, anyio.create_task_group() as group:
         for _ in range(32):
             group.start_soon(take, room, 1, 0, got)
         await until(lambda: len(driver.named("dequeue")) == 2)
-        gates[1].set()
+        driver.gates[1].set()
         await anyio.wait_all_tasks_blocked()
         assert got == [], "16 of them will be served"
-        gates[0].set()
+        driver.gates[0].set()
     assert sorted(filter(None, got)) == sorted([f"a{i}"] for i in range(16))
     assert got.count([]) == 16
     assert returned(driver) == []
@@ -223,29 +230,18 @@ async def test_a_crowd_at_an_empty_queue() -> None:
 @pytest.mark.parametrize("failing", [0, 1])
 async def test_the_claim_for_one_half_fails(failing: int) -> None:
     """Everybody is told; what the other claim then brings is handed back."""
-    gates = [anyio.Event(), anyio.Event()]
-
-    class Driver(ScriptedDriver):
-        async def execute(self, calls: Any) -> Any:
-            turn = len(self.named("dequeue"))
-            if turn < 2 and calls[0].script.name == "dequeue":
-                self.runs.append(list(calls))
-                await gates[turn].wait()
-                if turn == failing:
-                    raise TorrelqueUnavailableError("gone")
-                return [claim(*[f"a{i}" for i in range(16)])]
-            return await super().execute(calls)
-
-    driver = Driver(Script())
+    answers: list[Any] = [claim(*[f"a{i}" for i in range(16)])] * 2
+    answers[failing] = TorrelqueUnavailableError("gone")
+    driver = TwoClaims(*answers)
     got: list[Any] = []
     async with open_room(driver) as room:
         async with anyio.create_task_group() as group:
             for _ in range(32):
                 group.start_soon(take, room, 1, None, got)
             await until(lambda: len(driver.named("dequeue")) == 2)
-            gates[failing].set()
+            driver.gates[failing].set()
         assert [type(error) for error in got] == [TorrelqueUnavailableError] * 32
-        gates[1 - failing].set()
+        driver.gates[1 - failing].set()
         await until(lambda: len(returned(driver)) == 16)
 
 

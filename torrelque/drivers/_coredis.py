@@ -1,7 +1,7 @@
 """coredis.Redis, on asyncio and on Trio.
 
-Requests are made on a connection of our own with the client's settings, below its retry policy: that would send a write
-again after a lost answer. What blocks has another, run in a task group that ends with its use.
+Scripts go over connections of our own with the client's settings, below its retry policy: that would send a write again
+after a lost answer. What blocks or subscribes has one of coredis's, run in a task group that ends with its use.
 """
 
 from __future__ import annotations
@@ -165,8 +165,7 @@ class CoredisDriver:
         pipeline.create_request(b"EVAL", *arguments(b"EVAL", call), callback=_as_is)
 
     def _new_connection(self) -> BaseConnection:
-        # Not one of the pool's: those end with the scope around the client, while the queue may still have a task to
-        # hand back, and the pool does not get back the place of a lent connection that died.
+        # Not one of the pool's, which does not get back the place of a lent connection that died.
         options = {
             **self._pool.connection_kwargs, "decode_responses": False, "max_idle_time": None, "stream_timeout": None,
         }  # fmt: skip

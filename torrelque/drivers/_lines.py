@@ -18,10 +18,7 @@ from torrelque.errors import TorrelqueClosedError
 
 from ._scripts import pack
 from ._wire import ReplyError, Wire
-from .base import ANSWER_TIMEOUT, LANES
-
-#: A connection used this recently, in seconds, needs no check before it is used again.
-HOT = 1.0
+from .base import ANSWER_TIMEOUT, HOT, LANES
 
 
 class Line(Wire):

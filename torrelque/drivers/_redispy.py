@@ -36,12 +36,9 @@ from ._asyncio import AsyncioSignal, Deadlines
 from ._errors import ErrorMap
 from ._scripts import arguments, pack, run_scripts
 from ._wire import CLOSE_TIMEOUT, ReplyError, Wire
-from .base import ANSWER_TIMEOUT, LANES, LATE, Blocker, Signal, Subscriber
+from .base import ANSWER_TIMEOUT, HOT, LANES, LATE, Blocker, Signal, Subscriber
 
 logger = logging.getLogger("torrelque")
-
-#: A connection used this recently, in seconds, needs no check before it is used again.
-_HOT = 1.0
 
 
 class RedisPyUnavailableError(TorrelqueUnavailableError, theirs.ConnectionError):
@@ -110,7 +107,7 @@ class _Loan:
 
     def usable(self, now: float) -> bool:
         """Whether it needs no check before it is used again."""
-        return now - self.used < _HOT and self.connection.is_connected and not self.streams.ended
+        return now - self.used < HOT and self.connection.is_connected and not self.streams.ended
 
 
 class _Streams:

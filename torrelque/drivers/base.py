@@ -11,10 +11,12 @@ from torrelque.calls import Call, Reply
 #: Seconds after which an answer that has not come is given up, and the connection with it: the peer is gone, or
 #: stands still for so long that leases end.
 ANSWER_TIMEOUT = 15.0
-#: So many connections are kept for what does not block. A queue has no more round trips under way at a time.
-LANES = 3
 #: The same for a connection that waits in Redis, counted from the end of the wait.
 LATE = 5.0
+#: So many connections are kept for what does not block: two for claims, and two for everything else.
+LANES = 4
+#: A connection used this recently, in seconds, needs no check before it is used again.
+HOT = 1.0
 
 
 class Signal(Protocol):
