@@ -14,7 +14,7 @@ from coredis import exceptions as theirs
 from coredis.connection import TCPLocation, UnixDomainSocketLocation
 from coredis.credentials import UserPassCredentialProvider
 
-from torrelque.errors import TorrelqueClosedError
+from torrelque.errors import TorrelqueClosedError, TorrelqueError
 
 from ._scripts import pack
 from ._wire import ReplyError, Wire
@@ -51,7 +51,11 @@ class Lines:
     """
 
     def __init__(self, location: Any, settings: Mapping[str, Any]) -> None:
-        self._location = location
+        if not isinstance(location, TCPLocation | UnixDomainSocketLocation):
+            raise TorrelqueError(
+                "client must connect to one server, by TCP or a unix socket; a client of Sentinel is not supported yet"
+            )
+        self._location: TCPLocation | UnixDomainSocketLocation = location
         self._settings = settings
         self._open = False
         self._spares: list[Line] = []
@@ -117,7 +121,6 @@ class Lines:
     async def _connect(self) -> ByteStream:
         if isinstance(self._location, UnixDomainSocketLocation):
             return await connect_unix(self._location.path)
-        assert isinstance(self._location, TCPLocation)
         host, port, context = self._location.host, self._location.port, self._settings.get("ssl_context")
         if context is not None:
             return await connect_tcp(host, port, ssl_context=context, tls_standard_compatible=False)
