@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from collections.abc import Mapping
@@ -98,6 +99,8 @@ class Lines:
 
     async def drop(self, line: Line) -> None:
         """Return a connection that is of no more use."""
+        for spare in self._spares:
+            spare.used = -math.inf  # what ended this one may have ended others: they are looked at before their use
         self._free.release()
         await line.aclose()
 
