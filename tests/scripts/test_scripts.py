@@ -73,10 +73,18 @@ class Data:
 
 
 class Seconds(float):
-    """A length of time as it was read, a moment after it was written: a machine may stand still between the two."""
+    """What was left of a length of time when it was read; it was written at some moment of the test.
+
+    It equals any whole number that it had then, however long the machine stood still in between, and no other.
+    """
+
+    def __new__(cls, left: float, elapsed: float) -> Seconds:
+        self = super().__new__(cls, left)
+        self.elapsed = elapsed
+        return self
 
     def __eq__(self, other: object) -> bool:
-        return abs(self - other) <= 3 if isinstance(other, int | float) else NotImplemented
+        return self - 0.5 <= other <= self + self.elapsed + 0.5 if isinstance(other, int | float) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # what is equal to a range of others cannot have one
 
@@ -87,6 +95,7 @@ class Store:
     def __init__(self, admin: Redis, name: str) -> None:
         self.admin = admin
         self.keys = Keys(name)
+        self.begun = self.now()
 
     def now(self) -> float:
         seconds, microseconds = self.admin.time()
@@ -129,7 +138,7 @@ class Store:
         whole = {"tasks": {k.decode(): v.decode() for k, v in admin.hgetall(keys.tasks).items()}, "states": states}
         for name in ("working", "delayed"):
             pairs = admin.zrange(getattr(keys, name), 0, -1, withscores=True)
-            whole[name] = {task_id.decode(): Seconds(score - now) for task_id, score in pairs}
+            whole[name] = {task_id.decode(): Seconds(score - now, now - self.begun) for task_id, score in pairs}
         for name in ("pending", "dequeueing"):
             whole[name] = [task_id.decode() for task_id in reversed(admin.lrange(getattr(keys, name), 0, -1))]
         for name in ("undequeued", "outgoing"):
