@@ -136,16 +136,26 @@ def _deal(run: list[Slot], reply: Reply | Exception) -> None:
     elif run[0].call.count == 0:
         run[0].reply = reply
     else:
-        items = outcomes(reply)
-        at = 0
+        items = iter(outcomes(reply))
         for slot in run:
             count = slot.call.count
-            slot.reply = items[at] if count == 1 else items[at : at + count]
-            at += count
+            slot.reply = next(items) if count == 1 else list(islice(items, count))
+
+
+def _alike(slots: list[Slot]) -> bool:
+    """Whether one script run can serve them all: nearly always so, and quickly seen."""
+    script, head = slots[0].call.script, slots[0].call.head
+    for slot in slots:
+        call = slot.call
+        if call.count != 1 or call.script is not script or call.head != head:
+            return False
+    return len(slots) <= BOUND and sum([len(item) for slot in slots for item in slot.call.items]) <= MAX_BYTES
 
 
 def _join(slots: list[Slot]) -> list[list[Slot]]:
     """Group calls that one script run can serve, within the bound on items and bytes."""
+    if _alike(slots):
+        return [slots]
     runs: list[list[Slot]] = []
     current: dict[tuple[bytes, tuple[bytes, ...]], tuple[list[Slot], list[int]]] = {}
     for slot in slots:

@@ -164,15 +164,11 @@ class Calls:
         self, items: Iterable[tuple[str, bytes | None]], status: TorrelqueTaskStatus, keep: float
     ) -> Call[Verdict]:
         """End working tasks, each with its result if it has one, which stays for *keep* seconds."""
-        text = _STATUSES[status]
         flat: list[bytes] = []
         for task_id, result in items:
-            stored, token = _named(task_id)
-            if result is None:
-                flat += (stored, token, text, b"0", b"")
-            else:
-                flat += (stored, token, text, b"%d" % max(1, round(keep * 1000)), result)
-        return Call(scripts.RELEASE, self._table, (), tuple(flat), len(flat) // 5, _read_verdict)
+            flat += (*_named(task_id), b"" if result is None else b"=" + result)
+        head = (_STATUSES[status], b"%d" % max(1, round(keep * 1000)))
+        return Call(scripts.RELEASE, self._table, head, tuple(flat), len(flat) // 3, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:
         """Move the end of a lease. Outcome: the new end, unix time in seconds, or why not."""

@@ -361,7 +361,7 @@ KNOWN = {
 }
 WORKING = Data(working={"a": 60}, states={"a": {"dequeue_count": "2", "requeue_count": "1"}})
 SETTLES = {
-    RELEASE: lambda token: ("a", token, "3", "5000", "r"),
+    RELEASE: lambda token: ("3", "5000", "a", token, "=r"),
     REQUEUE: lambda token: (*WAKE, "a", token, "0", "9"),
     EXTEND: lambda token: (*WAKE, "300", "a", token, "9"),
 }
@@ -396,9 +396,9 @@ AGAIN = {"requeue_count": "2", "dequeue_count": "2", "last_requeue_time": "now"}
 @pytest.mark.parametrize("token", ["", "2"])
 @pytest.mark.parametrize("ends", [60, -60])
 @_rows(
-    ("no result", RELEASE, WORKING, ("a", "{}", "3", "0", ""), Data(), b"1"),
+    ("no result", RELEASE, WORKING, ("3", "5000", "a", "{}", ""), Data(), b"1"),
     (
-        "a result", RELEASE, WORKING, ("a", "{}", "4", "5000", "r"),
+        "a result", RELEASE, WORKING, ("4", "5000", "a", "{}", "=r"),
         Data(states={"a": {"status": "4", "result": "r", "release_time": "now", "enqueue_time": "1", "timeout": "300",
                            "dequeue_count": "2", "requeue_count": "1"}}, ttls={"a": 5}), b"1",
     ),
@@ -448,7 +448,7 @@ def test_settle_of_many_judges_each(store: Store) -> None:
     )
     store.seed(before)
     items = [("a", "1"), ("b", "4"), ("p", ""), ("x", "")]
-    assert store.run(RELEASE, *[arg for i in items for arg in (*i, "3", "0", "")]) == b"1 -2 -1 0"
+    assert store.run(RELEASE, "3", "5000", *[arg for i in items for arg in (*i, "")]) == b"1 -2 -1 0"
     assert store.read() == Data(pending="p", working={"b": 60}, states={"b": {"dequeue_count": "5"}}).whole()
     assert store.run(REQUEUE, *WAKE, *[arg for i in items for arg in (*i, "0", "")]) == b"0 -2 -1 0"
     said = store.run(EXTEND, *WAKE, "300", *[arg for i in [("b", "5"), *items] for arg in (*i, "5")]).split()
@@ -553,7 +553,7 @@ def test_delay_without_an_end(store: Store) -> None:
     store.seed(Data(pending="a", delayed={"b": 60}))
     store.admin.zadd(store.keys.delayed, {"b": "+inf"})
     assert until_next(store.run(DEQUEUE, *claim(2))) == pytest.approx(300, abs=1)
-    store.run(RELEASE, "a", "", "3", "0", "")
+    store.run(RELEASE, "3", "5000", "a", "", "")
     assert until_next(store.run(DEQUEUE, *claim(1))) == float("inf")
     assert float(store.run(SWEEP, "500", "300", "")[-1]) == float("inf")
 
@@ -573,7 +573,7 @@ COMMON: dict[Script, tuple[Any, ...]] = {
     ENQUEUE: (*WAKE, "n", "body", "300", "0", "m", "body", "300", "60"),
     DEQUEUE: claim(9, "q"),
     REQUEUE: (*WAKE, "w", "", "0", "9"),
-    RELEASE: ("w", "", "3", "5000", "r"),
+    RELEASE: ("3", "5000", "w", "", "=r"),
     EXTEND: (*WAKE, "300", "w", "", "9"),
     HANDBACK: ("w", "1"),
     SWEEP: ("500", "300", ""),

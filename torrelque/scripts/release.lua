@@ -1,9 +1,11 @@
 -- release: take working tasks out of the queue, keeping the result for a while when there is one.
--- ARGV    for each task: id, delivery number ('' = any), status, milliseconds to keep (0 = drop the state), result
+-- ARGV    1 status   2 milliseconds to keep a result
+--         then for each task: id, delivery number ('' = any), result ('' = none, else it stands after a '=')
 -- RETURNS for each task, as text with spaces between: 1 released | 0 no such task | -1 not working | -2 a later delivery holds it
 -- ATOMIC  each task by itself: leave working, drop the payload, keep or drop the state; or nothing
+local status, keep = ARGV[1], ARGV[2]
 local reply, ids = {}, {}
-for i = 1, #ARGV, 5 do
+for i = 3, #ARGV, 3 do
   ids[#ids + 1] = ARGV[i]
 end
 redis.call('HLEN', tasks)
@@ -12,10 +14,10 @@ local held = redis.call('ZMSCORE', working, unpack(ids))
 -- What is said of an id decides about its second release in the same run.
 local ended, after = {}, {}
 for n, id in ipairs(ids) do
-  local said = after[id] or verdict(id, ARGV[5 * n - 3], held[n])
+  local said = after[id] or verdict(id, ARGV[3 * n + 1], held[n])
   if said == 1 then
     ended[#ended + 1] = id
-    after[id] = tonumber(ARGV[5 * n - 1]) > 0 and -1 or 0
+    after[id] = ARGV[3 * n + 2] == '' and 0 or -1
   end
   reply[n] = said
 end
@@ -26,13 +28,12 @@ if #ended > 0 then
 end
 local gone = {}
 for n, id in ipairs(ids) do
-  local keep = tonumber(ARGV[5 * n - 1])
-  local key = task .. ':' .. id
-  if reply[n] == 1 and keep > 0 then
-    write(id, 'status', ARGV[5 * n - 2], 'result', ARGV[5 * n], 'release_time', stamp(now))
-    redis.call('PEXPIRE', key, keep)
+  local result = ARGV[3 * n + 2]
+  if reply[n] == 1 and result ~= '' then
+    write(id, 'status', status, 'result', string.sub(result, 2), 'release_time', stamp(now))
+    redis.call('PEXPIRE', task .. ':' .. id, keep)
   elseif reply[n] == 1 then
-    gone[#gone + 1] = key
+    gone[#gone + 1] = task .. ':' .. id
   end
 end
 if #gone > 0 then
