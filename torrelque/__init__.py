@@ -18,13 +18,20 @@ from .errors import (
     TorrelqueUnknownOutcomeError,
     TorrelqueValueError,
 )
-from .model import TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskState, TorrelqueTaskStatus
+from .model import (
+    TorrelqueEnqueuedId,
+    TorrelqueQueueStats,
+    TorrelqueTaskId,
+    TorrelqueTaskState,
+    TorrelqueTaskStatus,
+)
 from .queue import Torrelque
 
 __all__ = [
     "Torrelque",
     "TorrelqueClosedError",
     "TorrelqueDecodeError",
+    "TorrelqueEnqueuedId",
     "TorrelqueError",
     "TorrelqueFullError",
     "TorrelqueLeaseLostError",

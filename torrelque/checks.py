@@ -77,6 +77,15 @@ def max_tasks(value: object) -> int:
     return min(value, MAX_TASKS)
 
 
+def max_bytes(value: object) -> int:
+    """Check how many bytes of payloads a ``dequeue`` takes."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TorrelqueTypeError(f"max_bytes must be an int, not {type(value).__name__}: {shown(value)}")
+    if value < 1:
+        raise TorrelqueValueError(f"max_bytes must be 1 or more: {shown(value)}")
+    return value
+
+
 def queue(value: object) -> str:
     """Check the name of a queue."""
     if not isinstance(value, str):

@@ -135,6 +135,26 @@ class TorrelqueTaskId(str):
         return type(self), (str(self), self.dequeue_count, self.task_timeout)
 
 
+class TorrelqueEnqueuedId(str):
+    """The id that ``enqueue`` returns: a :class:`str` that also knows whether the task was there already.
+
+    :ivar deduplicated: true when the id was known, and nothing was added; ``None`` on a pipeline, which has not been
+        executed yet
+    """
+
+    __slots__ = ("deduplicated",)
+
+    deduplicated: bool | None
+
+    def __new__(cls, task_id: str, deduplicated: bool | None = None) -> TorrelqueEnqueuedId:
+        self = super().__new__(cls, task_id)
+        self.deduplicated = deduplicated
+        return self
+
+    def __reduce__(self) -> tuple[type[TorrelqueEnqueuedId], tuple[str, bool | None]]:
+        return type(self), (str(self), self.deduplicated)
+
+
 class SweepReport(NamedTuple):
     """What one sweep gave back to *pending*, as documented: ``(stale, due, undequeued)``."""
 

@@ -35,6 +35,7 @@ from .leasing import keep_lease
 from .listening import Hub
 from .model import (
     SweepReport,
+    TorrelqueEnqueuedId,
     TorrelqueQueueStats,
     TorrelqueTaskId,
     TorrelqueTaskState,
@@ -182,7 +183,7 @@ class Torrelque:
         delay: float | None = None,
         pipeline: Any = None,
         task_id: str | None = None,
-    ) -> str:
+    ) -> TorrelqueEnqueuedId:
         """Add a task to the queue.
 
         :param task: the payload, anything the serialiser takes; falsy values count like any other
@@ -191,7 +192,7 @@ class Torrelque:
         :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed
         :param task_id: 1 to 128 characters of ``A-Z a-z 0-9 _ . -``. The same id again, while the task lives or its
             result is kept, changes nothing: this makes a retry after a lost answer safe. Random by default
-        :returns: the id of the task
+        :returns: the id of the task, a :class:`str`, whose ``deduplicated`` tells whether it was there already
         :raises TorrelqueValueError: an argument is out of range
         :raises TorrelqueTypeError: an argument has the wrong type, or the serialiser did not return bytes; errors that
             the serialiser raises pass through
@@ -201,8 +202,8 @@ class Torrelque:
         lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
         wait = 0.0 if delay is None else checks.seconds("delay", delay)
         call = self._calls.enqueue([(known, encode(self._serialiser, task, "task"))], lease, wait)
-        await self._run(call, pipeline)
-        return known
+        added = await self._run(call, pipeline)
+        return TorrelqueEnqueuedId(known, None if added is None else not added)
 
     async def enqueue_many(
         self,
@@ -211,7 +212,7 @@ class Torrelque:
         task_timeout: float | None = None,
         delay: float | None = None,
         task_ids: Sequence[str] | None = None,
-    ) -> list[str]:
+    ) -> list[TorrelqueEnqueuedId]:
         """Add many tasks, in scripts of bounded size, each of which adds all of its tasks or none.
 
         Everything is checked and serialised before the first is sent. When Redis fails half-way, the tasks sent
@@ -221,7 +222,7 @@ class Torrelque:
         :param task_timeout: seconds as for :meth:`enqueue`, for all tasks
         :param delay: seconds as for :meth:`enqueue`, for all tasks
         :param task_ids: one for each task, as for :meth:`enqueue`; random by default
-        :returns: the ids, in the order of the tasks
+        :returns: the ids, in the order of the tasks; ``deduplicated`` of each as for :meth:`enqueue`
         :raises TorrelqueValueError: an argument is out of range, or there is not one id for each task
         :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueRedisError: Redis failed
@@ -232,10 +233,11 @@ class Torrelque:
             raise TorrelqueTypeError(f"tasks must be an iterable, not {type(tasks).__name__}: {checks.shown(tasks)}")
         bodies = [encode(self._serialiser, task, "tasks") for task in tasks]
         ids = checks.new_task_ids(task_ids, len(bodies)) or [secrets.token_hex(16) for _ in bodies]
+        added: list[bool] = []
         for chunk in _chunks(list(zip(ids, bodies, strict=True))):
             self._check_open()
-            await self._coalescer.run_many(self._calls.enqueue(chunk, lease, wait))
-        return ids
+            added += await self._coalescer.run_many(self._calls.enqueue(chunk, lease, wait))
+        return [TorrelqueEnqueuedId(task_id, not new) for task_id, new in zip(ids, added, strict=True)]
 
     async def _run(self, call: Call[Any], pipeline: Any) -> Any:
         """Run a call now, or queue it on the user's own pipeline (then there is no outcome yet)."""
@@ -247,14 +249,16 @@ class Torrelque:
 
     @overload
     async def dequeue(  # type: ignore[overload-overlap]  # 1 is an int too: what is not the literal is taken as more
-        self, timeout: float | None = None, *, max_tasks: Literal[1] = 1
+        self, timeout: float | None = None, *, max_tasks: Literal[1] = 1, max_bytes: int | None = None
     ) -> tuple[TorrelqueTaskId, Any]: ...
 
     @overload
-    async def dequeue(self, timeout: float | None = None, *, max_tasks: int) -> list[tuple[TorrelqueTaskId, Any]]: ...
+    async def dequeue(
+        self, timeout: float | None = None, *, max_tasks: int, max_bytes: int | None = None
+    ) -> list[tuple[TorrelqueTaskId, Any]]: ...
 
     async def dequeue(
-        self, timeout: float | None = None, *, max_tasks: int = 1
+        self, timeout: float | None = None, *, max_tasks: int = 1, max_bytes: int | None = None
     ) -> tuple[TorrelqueTaskId, Any] | list[tuple[TorrelqueTaskId, Any]]:
         """Lease the next task, waiting for one.
 
@@ -264,6 +268,8 @@ class Torrelque:
 
         :param timeout: seconds to wait; ``None`` without limit, 0 looks once
         :param max_tasks: with more than 1, what is there up to this many (above 1,000 is clamped) comes as a list
+        :param max_bytes: so many bytes of payloads at most, as they are stored, but always one task; 1 or more, without
+            limit by default
         :returns: ``(task_id, task)``, or with ``max_tasks > 1`` always a list of these, at least one. The id is a
             :class:`TorrelqueTaskId`, which carries the number of the delivery
         :raises TorrelqueValueError: an argument is out of range
@@ -273,9 +279,10 @@ class Torrelque:
         :raises TorrelqueRedisError: Redis failed
         """
         wanted, wait = checks.max_tasks(max_tasks), checks.timeout("timeout", timeout)
+        room = math.inf if max_bytes is None else checks.max_bytes(max_bytes)
         self._check_open()
         self._lease()  # a default that is nonsense is the caller's error, not one of the background
-        deliveries = await self._room.dequeue(wanted, wait)
+        deliveries = await self._room.dequeue(wanted, wait, room)
         if not deliveries:
             raise TorrelqueTimeoutError(f"No task came within {wait} s")
         return self._decode(deliveries[0]) if max_tasks == 1 else self._decode_all(deliveries)

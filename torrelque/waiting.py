@@ -36,10 +36,12 @@ class Seat:
     :param polls: it does not wait: one look is enough
     """
 
-    __slots__ = ("deadline", "done", "error", "got", "looked", "polls", "wanted")
+    __slots__ = ("deadline", "done", "error", "got", "looked", "polls", "room", "wanted")
 
-    def __init__(self, wanted: int, deadline: float, polls: bool, done: Signal) -> None:
+    def __init__(self, wanted: int, room: float, deadline: float, polls: bool, done: Signal) -> None:
         self.wanted = wanted
+        #: How many bytes of payloads it still takes; the first task comes whatever its size.
+        self.room = room
         self.deadline = deadline
         self.polls = polls
         #: A claim was made while the seat was taken.
@@ -47,6 +49,16 @@ class Seat:
         self.got: list[Delivery] = []
         self.error: Exception | None = None
         self.done = done
+
+    def take(self, delivery: Delivery) -> bool:
+        """Take a task if it fits; when it does not, the seat has what it wants."""
+        size = len(delivery.body)
+        if self.got and size > self.room:
+            self.wanted = len(self.got)
+            return False
+        self.got.append(delivery)
+        self.room -= size
+        return True
 
 
 class Room:
@@ -90,13 +102,13 @@ class Room:
         """Whether anybody waits."""
         return bool(self._seats)
 
-    async def dequeue(self, wanted: int, timeout: float | None) -> list[Delivery]:
-        """Wait for 1 to *wanted* tasks; empty when *timeout* seconds have passed (0 looks once).
+    async def dequeue(self, wanted: int, timeout: float | None, room: float = math.inf) -> list[Delivery]:
+        """Wait for 1 to *wanted* tasks of *room* bytes; empty when *timeout* seconds have passed (0 looks once).
 
         :raises TorrelqueRedisError: the driver's word on a claim
         """
         deadline = self._driver.now() + timeout if timeout else math.inf
-        seat = Seat(wanted, deadline, timeout == 0, self._driver.signal())
+        seat = Seat(wanted, room, deadline, timeout == 0, self._driver.signal())
         self._seats[seat] = None
         if not self._background.entered:
             self._background.move()
@@ -264,10 +276,10 @@ class Room:
         deliveries = deque(claim.deliveries)
         for seat in self._seats:
             if deliveries and not seat.got:
-                seat.got.append(deliveries.popleft())
+                seat.take(deliveries.popleft())
         for seat in self._seats:
-            while deliveries and len(seat.got) < seat.wanted:
-                seat.got.append(deliveries.popleft())
+            while deliveries and len(seat.got) < seat.wanted and seat.take(deliveries[0]):
+                deliveries.popleft()
         self._returns += [(delivery.task_id, delivery.count) for delivery in deliveries]
         served = [
             seat

@@ -115,3 +115,37 @@ async def test_id_that_is_no_text(open_queue: Any, admin: Redis, name: str) -> N
             before = admin.dump(f"{name}:working")
             await settle(task_id)
             assert admin.dump(f"{name}:working") != before
+
+
+async def test_no_more_bytes_than_asked_for(open_queue: Any, admin: Redis, name: str) -> None:
+    """A dequeue takes what fits, one task whatever its size; the rest stands where it stood, as if never touched."""
+    async with open_queue() as queue:
+        sizes = [8, 8, 8, 100, 8]
+        held = await queue.enqueue_many(["x" * size for size in sizes])
+        first = await queue.dequeue(0, max_tasks=9, max_bytes=25)
+        assert [task_id for task_id, _ in first] == held[:2]
+        assert [task_id for task_id, _ in await queue.dequeue(0, max_tasks=9, max_bytes=20)] == held[2:3]
+        assert [task_id for task_id, _ in await queue.dequeue(0, max_tasks=9, max_bytes=20)] == held[3:4]
+        with anyio.fail_after(10):  # what is handed back comes at once
+            task_id, _ = await queue.dequeue(max_bytes=1)
+        assert (task_id, task_id.dequeue_count) == (held[4], 1)
+
+
+async def test_large_payloads_come_in_portions(open_queue: Any) -> None:
+    """A claim of many large tasks is cut by bytes, and everything comes all the same."""
+    async with open_queue() as queue:
+        held = await queue.enqueue_many(["x" * 300_000] * 40)
+        got: list[str] = []
+        while len(got) < 40:
+            got += [task_id for task_id, _ in await queue.dequeue(5, max_tasks=100)]
+        assert got == held
+
+
+async def test_known_ids_are_told(open_queue: Any) -> None:
+    """What was there already is said of each id, among the others of one call too; a pipeline cannot know yet."""
+    async with open_queue() as queue:
+        first = await queue.enqueue(1, task_id="a")
+        assert (first, first.deduplicated) == ("a", False)
+        again = await queue.enqueue_many([1, 2, 3], task_ids=["b", "a", "b"])
+        assert [(each, each.deduplicated) for each in again] == [("b", False), ("a", True), ("b", True)]
+        assert (await queue.enqueue(1)).deduplicated is False

@@ -11,7 +11,7 @@
 -- ATOMIC  all of it; a first write that only removes is granted by a server whose memory is full
 local wanted, default, bound = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local dropped, sheet, bodies = {}, { 'inf', 0, 0 }, {}
-local claimed, touched, met, soonest = 0, 0, false, nil
+local claimed, touched, bytes, met, soonest = 0, 0, 0, false, nil
 local moment = stamp(now)
 local ends = {}
 redis.call('HLEN', tasks)
@@ -52,6 +52,7 @@ local function claim(ids)
       sheet[s + 4], sheet[s + 5], sheet[s + 6], sheet[s + 7] = count, seconds, #id, #payload
       bodies[b + 1], bodies[b + 2] = id, payload
       claimed = claimed + 1
+      bytes = bytes + #payload
     end
   end
   if n > 0 then
@@ -59,9 +60,12 @@ local function claim(ids)
   end
 end
 
+-- The first few tell how large they are, and so how many more make an answer of a bearable length.
+local FEW, MAX_BYTES = 16, 4194304
 local function claim_pending()
-  while claimed < wanted and touched < bound do
-    local room = math.min(wanted - claimed, bound - touched)
+  while claimed < wanted and touched < bound and bytes < MAX_BYTES do
+    local fit = bytes == 0 and FEW or math.ceil((MAX_BYTES - bytes) * claimed / bytes)
+    local room = math.min(wanted - claimed, bound - touched, fit)
     local ids = redis.call('RPOP', pending, room)
     if ids then
       claim(ids)
@@ -90,7 +94,7 @@ if #adopted > 0 then
 end
 promote_some(delayed, math.floor(bound / 4))
 claim_pending()
-if claimed < wanted and touched < bound then
+if claimed < wanted and touched < bound and bytes < MAX_BYTES then
   promote_some(working, math.floor((bound - touched) / 2))
   claim_pending()
 end
@@ -98,7 +102,7 @@ wake(working, soonest, ARGV[1], ARGV[2])
 if claimed < wanted then
   sheet[1] = until_next()
 end
-if met or touched >= bound then
+if met or touched >= bound or bytes >= MAX_BYTES then
   sheet[2] = 1
 end
 sheet[3] = #dropped
