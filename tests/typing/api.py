@@ -15,6 +15,7 @@ from anyio import CancelScope, create_task_group
 from torrelque import (
     Torrelque,
     TorrelqueDecodeError,
+    TorrelqueEnqueuedId,
     TorrelqueError,
     TorrelqueLeaseLostError,
     TorrelqueLookupError,
@@ -61,10 +62,14 @@ async def enter() -> None:
 
 
 async def produce(queue: Torrelque, pipeline: Any) -> None:
-    """Ids are plain strings."""
-    assert_type(await queue.enqueue({"any": "thing"}), str)
-    assert_type(await queue.enqueue(None, task_timeout=1, delay=0.5, pipeline=pipeline, task_id="id"), str)
-    assert_type(await queue.enqueue_many(range(3), task_timeout=1, delay=2, task_ids=("a", "b", "c")), list[str])
+    """Ids are strings, which know whether the task was there already."""
+    assert_type(await queue.enqueue({"any": "thing"}), TorrelqueEnqueuedId)
+    assert_type(
+        await queue.enqueue(None, task_timeout=1, delay=0.5, pipeline=pipeline, task_id="id"), TorrelqueEnqueuedId
+    )
+    assert_type(
+        await queue.enqueue_many(range(3), task_timeout=1, delay=2, task_ids=("a", "b", "c")), list[TorrelqueEnqueuedId]
+    )
     await queue.enqueue("task", 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # a misuse that must be found
     await queue.enqueue("task", delay="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a misuse that must be found
 

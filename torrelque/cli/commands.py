@@ -31,7 +31,7 @@ from torrelque.errors import (
 from torrelque.model import TorrelqueTaskStatus
 from torrelque.queue import Torrelque
 
-from . import printing, reading
+from . import plugins, printing, reading
 
 # Exit codes
 OK, NOT_SO, USAGE, REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
@@ -237,6 +237,7 @@ async def _until_signal(function: Callable[[], Awaitable[int]], stopped: int | N
 
 
 @click.group(
+    cls=plugins.Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
     epilog=EXIT_CODES,

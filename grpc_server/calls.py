@@ -1,0 +1,171 @@
+"""The rpcs that answer once: read the request, call the library, spell the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import anyio
+
+from torrelque import TorrelqueEnqueuedId, TorrelqueTaskId, TorrelqueTimeoutError
+
+from . import convert
+from ._pb import torrelque_pb2 as pb
+from .errors import invalid
+from .house import Visit
+from .settings import MIB
+from .settling import MAX_SETTLEMENTS, apply, read_release, read_requeue, settle, told
+
+#: Payload bytes of one answer: clients refuse more than 4 MiB, after the tasks were leased.
+MAX_ANSWER = 3 * MIB
+MAX_TASKS = 1000
+#: So many seconds before its deadline a poll ends by itself, so that the answer still arrives.
+EARLY = 0.25
+
+
+async def enqueue(visit: Visit, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
+    """Put one task into the queue."""
+    if not request.HasField("task"):
+        raise invalid("task", "must be set")
+    spec = convert.spec(request.task, visit.settings, "task")
+    added = await visit.queue.enqueue(spec.body, task_timeout=spec.lease, delay=spec.delay, task_id=spec.request_id)
+    return pb.EnqueueResponse(task_id=added, deduplicated=bool(added.deduplicated))
+
+
+async def batch_enqueue(visit: Visit, request: pb.BatchEnqueueRequest) -> pb.BatchEnqueueResponse:
+    """Put many tasks into the queue, all of them checked before the first is stored."""
+    specs = convert.specs(request.tasks, visit.settings)
+    added: list[TorrelqueEnqueuedId] = []
+    # Tasks that share their times, and have ids or have none, go together: as a rule that is all of them.
+    for (lease, delay, named), group in groupby(specs, lambda spec: (spec.lease, spec.delay, bool(spec.request_id))):
+        alike = list(group)
+        added += await visit.queue.enqueue_many(
+            [spec.body for spec in alike],
+            task_timeout=lease,
+            delay=delay,
+            task_ids=[spec.request_id or "" for spec in alike] if named else None,
+        )
+    return pb.BatchEnqueueResponse(
+        results=[pb.EnqueueResponse(task_id=each, deduplicated=bool(each.deduplicated)) for each in added]
+    )
+
+
+async def dequeue(visit: Visit, request: pb.DequeueRequest) -> None:
+    """Lease tasks, waiting for the first; what cannot be written goes back to the queue at once."""
+    wanted = convert.count(request.max_tasks, "max_tasks", MAX_TASKS)
+    wait = convert.seconds(request, "timeout", "timeout", 0.0, convert.MAX_DELAY)
+    tasks: Sequence[tuple[TorrelqueTaskId, bytes]] = []
+    with anyio.CancelScope() as scope, visit.house.drain.told(scope.cancel):
+        tasks = await take(visit, _patience(visit, wait), wanted, MAX_ANSWER)
+    response = pb.DequeueResponse(tasks=[convert.task(each, visit.settings) for each in tasks])
+    try:
+        await visit.context.write(response)
+    except BaseException:
+        give_back(visit, [task_id for task_id, _ in tasks])
+        raise
+    visit.house.metrics.delivered.inc(len(tasks))
+
+
+def _patience(visit: Visit, wait: float | None) -> float:
+    """How long to wait: as asked, within the server's maximum, and a little less than the call may take."""
+    settings = visit.settings
+    patience = min(settings.default_wait if wait is None else wait, settings.max_wait)
+    left = visit.context.time_remaining()
+    return patience if left is None else max(0.0, min(patience, left - EARLY))
+
+
+async def take(visit: Visit, wait: float | None, wanted: int, room: int) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
+    """Lease up to *wanted* tasks of *room* bytes in all; none when nothing came in time."""
+    try:
+        if wanted == 1:
+            return [await visit.queue.dequeue(wait)]
+        return await visit.queue.dequeue(wait, max_tasks=wanted, max_bytes=max(1, room))
+    except TorrelqueTimeoutError:
+        return []
+
+
+def give_back(visit: Visit, task_ids: Sequence[TorrelqueTaskId]) -> None:
+    """Requeue deliveries that nobody received, whatever becomes of the call.
+
+    Their numbers count on: the client may have received them after all, and must then not pass for the next worker.
+    """
+    if not task_ids:
+        return
+    visit.house.metrics.returned.inc(len(task_ids))
+    queue, entry = visit.queue, visit.entry
+
+    async def requeue_all() -> None:
+        entry.users += 1
+        try:
+            async with anyio.create_task_group() as group:
+                for task_id in task_ids:
+                    group.start_soon(queue.requeue, task_id)
+        finally:
+            entry.users -= 1
+
+    visit.house.own("Giving back what was not received", requeue_all)
+
+
+async def extend_lease(visit: Visit, request: pb.ExtendLeaseRequest) -> pb.ExtendLeaseResponse:
+    """Let the lease of a task end a full length from now."""
+    known = convert.task_id(request.task_id, convert.token(request))
+    lease = convert.lease(request)
+    ends = await told(visit, known, visit.queue.extend(known, lease))
+    return pb.ExtendLeaseResponse(stale_time=convert.timestamp(ends))
+
+
+async def requeue(visit: Visit, request: pb.RequeueRequest) -> pb.RequeueResponse:
+    """Give a working task back to the queue."""
+    known = convert.task_id(request.task_id, convert.token(request))
+    await told(visit, known, apply(visit, read_requeue(request, known)))
+    return pb.RequeueResponse()
+
+
+async def release(visit: Visit, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
+    """End a working task."""
+    known = convert.task_id(request.task_id, convert.token(request))
+    await told(visit, known, apply(visit, read_release(request, known, visit.settings)))
+    return pb.ReleaseResponse()
+
+
+async def batch_release(visit: Visit, request: pb.BatchReleaseRequest) -> pb.BatchReleaseResponse:
+    """Apply many settlements, each on its own."""
+    if not 1 <= len(request.settlements) <= MAX_SETTLEMENTS:
+        raise invalid("settlements", f"must be 1 to {MAX_SETTLEMENTS} settlements")
+    return pb.BatchReleaseResponse(errors=await settle(visit, request.settlements))
+
+
+async def get_task_state(visit: Visit, request: pb.GetTaskStateRequest) -> pb.GetTaskStateResponse:
+    """Read what is known about a task."""
+    known = convert.task_id(request.task_id, None)
+    state = await told(visit, known, visit.queue.get_task_state(known))
+    return pb.GetTaskStateResponse(state=convert.state(state, visit.settings))
+
+
+async def get_queue_stats(visit: Visit, _: pb.GetQueueStatsRequest) -> pb.GetQueueStatsResponse:
+    """Count the tasks of a queue."""
+    stats = await visit.queue.get_queue_stats()
+    return pb.GetQueueStatsResponse(
+        tasks=stats.tasks, pending=stats.pending, working=stats.working, delayed=stats.delayed
+    )
+
+
+async def sweep(visit: Visit, _: pb.SweepRequest) -> pb.SweepResponse:
+    """Give back what has ended, now."""
+    stale, due, undequeued = await visit.queue.sweep()
+    return pb.SweepResponse(stale=stale, due=due, undequeued=undequeued)
+
+
+async def schedule_sweep(visit: Visit, request: pb.ScheduleSweepRequest) -> pb.ScheduleSweepResponse:
+    """Sweep from now on, in this process."""
+    interval = convert.seconds(request, "interval", "interval", convert.MIN_LENGTH, convert.MAX_INTERVAL)
+    visit.queue.schedule_sweep(interval)
+    visit.entry.pinned = True
+    return pb.ScheduleSweepResponse(server_instance_id=visit.house.instance)
+
+
+async def unschedule_sweep(visit: Visit, _: pb.UnscheduleSweepRequest) -> pb.UnscheduleSweepResponse:
+    """Stop sweeping in this process."""
+    visit.queue.unschedule_sweep()
+    visit.entry.pinned = False
+    return pb.UnscheduleSweepResponse(server_instance_id=visit.house.instance)

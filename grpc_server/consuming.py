@@ -1,0 +1,267 @@
+"""Consume: tasks are pushed as far as the client's credit goes, and settled on the same stream or anywhere else."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import grpc
+
+from torrelque import TorrelqueTaskId
+
+from . import convert
+from ._pb import torrelque_pb2 as pb
+from .calls import MAX_ANSWER, give_back, take
+from .errors import invalid
+from .guard import checked
+from .house import Visit
+from .settling import MAX_SETTLEMENTS, settle
+from .watching import MAX_PROGRESS, MIN_PROGRESS
+
+MAX_CREDIT = 10_000
+#: Tasks of one delivery.
+MAX_DELIVERY = 250
+
+
+@dataclass(slots=True)
+class Held:
+    """A task that was delivered and not settled."""
+
+    task_id: TorrelqueTaskId
+    size: int
+    expires: float
+    """When its lease ends, by the clock of the event loop."""
+
+
+class Credit:
+    """What the client may still be given. Sums only, no I/O."""
+
+    def __init__(self, tasks: int, room: int) -> None:
+        self.most = tasks
+        self._most_bytes = room or math.inf
+        self.held: dict[str, Held] = {}
+        self._bytes = 0
+        self._changed = anyio.Event()
+
+    def change(self, tasks: int) -> None:
+        """Replace the limit."""
+        self.most = tasks
+        self._tell()
+
+    @property
+    def tasks(self) -> int:
+        return max(0, self.most - len(self.held)) if self._bytes < self._most_bytes else 0
+
+    @property
+    def room(self) -> int:
+        return int(min(MAX_ANSWER, self._most_bytes - self._bytes))
+
+    def add(self, deliveries: Iterable[tuple[TorrelqueTaskId, bytes]], now: float) -> None:
+        """Note what is about to be delivered."""
+        for task_id, body in deliveries:
+            self.forget(task_id)
+            self.held[task_id] = Held(task_id, len(body), now + task_id.task_timeout)
+            self._bytes += len(body)
+
+    def forget(self, task_id: str) -> None:
+        """Give the credit of a task back."""
+        held = self.held.pop(str(task_id), None)
+        if held is not None:
+            self._bytes -= held.size
+            self._tell()
+
+    def settled(self, task_id: str, count: int | None) -> None:
+        """Give the credit of a delivery back that was settled; an older one holds none here."""
+        held = self.held.get(task_id)
+        if held is not None and count in (None, held.task_id.dequeue_count):
+            self.forget(task_id)
+
+    def extended(self, task_id: str, lease: float | None, now: float) -> None:
+        """Note that a lease ends later."""
+        held = self.held.get(task_id)
+        if held is not None:
+            held.expires = now + (held.task_id.task_timeout if lease is None else lease)
+
+    def expire(self, now: float) -> None:
+        """Drop the tasks whose leases have ended."""
+        for held in [held for held in self.held.values() if held.expires <= now]:
+            self.forget(held.task_id)
+
+    @property
+    def next_expiry(self) -> float:
+        return min((held.expires for held in self.held.values()), default=math.inf)
+
+    def _tell(self) -> None:
+        self._changed.set()
+
+    async def change_within(self, seconds: float) -> None:
+        """Wait until something has changed, up to so long."""
+        with anyio.move_on_after(None if seconds == math.inf else max(0.0, seconds)):
+            await self._changed.wait()
+        self._changed = anyio.Event()
+
+
+class Stream:
+    """One Consume stream."""
+
+    def __init__(self, visit: Visit, opened: pb.ConsumeOpen) -> None:
+        self._visit = visit
+        self.credit = Credit(*_limits(opened))
+        self._policy = _policy(opened.disconnect_policy)
+        self._progress = convert.seconds(opened, "progress_interval", "open.progress_interval", 0.0, MAX_PROGRESS)
+        self._writing = anyio.Lock()
+        self._written_at = 0.0
+        self._draining = False
+        self._taking: anyio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """Serve the stream until the client has said all, or is gone."""
+        house = self._visit.house
+        try:
+            with house.drain.told(self._begin_draining):
+                async with anyio.create_task_group() as group:
+                    opened = pb.ConsumeOpened(consumer_id=secrets.token_hex(8), max_outstanding_tasks=self.credit.most)
+                    await self._write(pb.ConsumeResponse(opened=opened))
+                    group.start_soon(self._deliver_all)
+                    if self._progress:
+                        group.start_soon(self._make_progress, max(self._progress, MIN_PROGRESS))
+                    await self._read_all()
+                    group.cancel_scope.cancel()
+        finally:
+            house.metrics.outstanding.dec(len(self.credit.held))
+            if self._policy == pb.DISCONNECT_POLICY_REQUEUE:
+                give_back(self._visit, [held.task_id for held in self.credit.held.values()])
+
+    def _begin_draining(self) -> None:
+        self._draining = True
+        self._stop_taking()
+        self.credit.change(self.credit.most)
+
+    def _stop_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+
+    async def _write(self, response: pb.ConsumeResponse) -> None:
+        async with self._writing:  # one write at a time
+            await self._visit.context.write(response)
+            self._written_at = anyio.current_time()
+
+    # What comes
+
+    async def _read_all(self) -> None:
+        while (request := checked(await self._visit.context.read())) is not grpc.aio.EOF:
+            kind = request.WhichOneof("request")
+            if kind == "settle":
+                await self._settle(request.settle)
+            elif kind == "credit":
+                self._change_credit(request.credit.max_outstanding_tasks)
+            else:
+                raise invalid("request", "must be credit or settle; open comes first, and once")
+
+    def _change_credit(self, tasks: int) -> None:
+        if not 0 <= tasks <= MAX_CREDIT:
+            raise invalid("credit.max_outstanding_tasks", f"must be 0 to {MAX_CREDIT}")
+        self.credit.change(tasks)
+        if not self.credit.tasks:
+            self._stop_taking()
+
+    async def _settle(self, message: pb.ConsumeSettle) -> None:
+        if len(message.settlements) > MAX_SETTLEMENTS:
+            raise invalid("settle.settlements", f"must be at most {MAX_SETTLEMENTS} settlements")
+        asked = anyio.current_time()
+        errors = await settle(self._visit, message.settlements)
+        self._account(message.settlements, errors, asked)
+        await self._write(pb.ConsumeResponse(settled=pb.ConsumeSettled(sequence=message.sequence, errors=errors)))
+
+    def _account(self, settlements: Sequence[pb.Settlement], errors: Sequence[pb.ItemError], asked: float) -> None:
+        failed = {error.index: error.reason for error in errors}
+        before = len(self.credit.held)
+        for index, each in enumerate(settlements):
+            reason = failed.get(index)
+            if each.WhichOneof("action") == "extend" and reason is None:
+                self.credit.extended(each.task_id, convert.lease(each.extend), asked)
+            elif reason is None or reason in _NOT_HELD:
+                self.credit.settled(each.task_id, convert.token(each))
+        self._visit.house.metrics.outstanding.dec(before - len(self.credit.held))
+
+    # What goes
+
+    async def _deliver_all(self) -> None:
+        while not self._draining:
+            self._expire()
+            if not self.credit.tasks:
+                await self.credit.change_within(self.credit.next_expiry - anyio.current_time())
+                continue
+            await self._deliver(await self._take())
+        grace = convert.duration(self._visit.settings.grace)
+        await self._write(pb.ConsumeResponse(draining=pb.ConsumeDraining(grace=grace)))
+
+    def _expire(self) -> None:
+        before = len(self.credit.held)
+        self.credit.expire(anyio.current_time())
+        self._visit.house.metrics.outstanding.dec(before - len(self.credit.held))
+
+    async def _take(self) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
+        with anyio.CancelScope() as self._taking:
+            try:
+                return await take(self._visit, None, min(self.credit.tasks, MAX_DELIVERY), self.credit.room)
+            finally:
+                self._taking = None
+        return []
+
+    async def _deliver(self, tasks: Sequence[tuple[TorrelqueTaskId, bytes]]) -> None:
+        if not tasks:
+            return
+        settings, metrics = self._visit.settings, self._visit.house.metrics
+        delivery = pb.ConsumeDelivery(tasks=[convert.task(each, settings) for each in tasks])
+        before = len(self.credit.held)
+        self.credit.add(tasks, anyio.current_time())  # first: a settlement may come before the write returns
+        metrics.outstanding.inc(len(self.credit.held) - before)
+        try:
+            await self._write(pb.ConsumeResponse(delivery=delivery))
+        except BaseException:
+            self._take_back([task_id for task_id, _ in tasks])
+            raise
+        metrics.delivered.inc(len(tasks))
+
+    def _take_back(self, task_ids: Sequence[TorrelqueTaskId]) -> None:
+        """Requeue what could not be written."""
+        before = len(self.credit.held)
+        for task_id in task_ids:
+            self.credit.forget(task_id)
+        self._visit.house.metrics.outstanding.dec(before - len(self.credit.held))
+        give_back(self._visit, task_ids)
+
+    async def _make_progress(self, interval: float) -> None:
+        while True:
+            silent = anyio.current_time() - self._written_at
+            if silent >= interval:
+                await self._write(pb.ConsumeResponse(progress=pb.ConsumeProgress()))
+                silent = 0.0
+            await anyio.sleep(interval - silent)
+
+
+#: A task about which one of these is said is not held by that delivery any more.
+_NOT_HELD = {"TASK_NOT_FOUND", "TASK_NOT_WORKING", "LEASE_LOST"}
+
+
+def _limits(opened: pb.ConsumeOpen) -> tuple[int, int]:
+    if not 1 <= opened.max_outstanding_tasks <= MAX_CREDIT:
+        raise invalid("open.max_outstanding_tasks", f"must be 1 to {MAX_CREDIT}")
+    if opened.max_outstanding_bytes < 0:
+        raise invalid("open.max_outstanding_bytes", "must be 0 or more")
+    return opened.max_outstanding_tasks, opened.max_outstanding_bytes
+
+
+def _policy(number: int) -> int:
+    if number not in pb.DisconnectPolicy.values():
+        raise invalid("open.disconnect_policy", "is no policy that this server knows")
+    return number
+
+
+async def consume(visit: Visit, request: pb.ConsumeRequest) -> None:
+    """Serve a stream whose first request was *request*."""
+    await Stream(visit, request.open).run()

@@ -1,0 +1,228 @@
+"""Messages to values and back: pure, and every field of a request is checked here before anything is asked of Redis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from torrelque import TorrelqueTaskId, TorrelqueTaskState, TorrelqueTaskStatus
+
+from ._pb import torrelque_pb2 as pb
+from .errors import Refused, invalid
+from .settings import Settings, valid_queue
+
+#: Caps on times, seconds: a lease, a delay, a result.
+DAY = 86_400.0
+MAX_LEASE, MAX_DELAY, MAX_KEPT, MAX_INTERVAL = DAY, 365 * DAY, 30 * DAY, DAY
+#: No shorter time can be kept: Redis counts milliseconds.
+MIN_LENGTH = 0.001
+MAX_BATCH = 1000
+_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MAX_INT32 = 2**31 - 1
+
+
+# Fields of requests
+
+
+def has(message: Message, name: str) -> bool:
+    """Whether a field with presence is set."""
+    return message.HasField(name)
+
+
+def queue_name(text: str, settings: Settings) -> str:
+    """The queue that a request means. Whether it is served is not for this to say."""
+    if not text:
+        return settings.default_queue
+    if not valid_queue(text):
+        raise invalid("queue", "must be 1 to 128 characters of A-Z a-z 0-9 _ . : - and at most one {...}")
+    return text
+
+
+def seconds(message: Any, name: str, path: str, low: float, high: float) -> float | None:
+    """Read a Duration; ``None`` when it is not set."""
+    if not message.HasField(name):
+        return None
+    length: Duration = getattr(message, name)
+    whole, nanos = length.seconds, length.nanos
+    if abs(whole) > 315_576_000_000 or abs(nanos) > 999_999_999 or (whole > 0 > nanos) or (whole < 0 < nanos):
+        raise invalid(path, "is no Duration: out of range, or of two signs")
+    value = (whole * 1_000_000 + nanos // 1000) / 1e6
+    if not low <= value <= high:
+        raise invalid(path, f"must be {low:g} to {high:g} seconds")
+    return value
+
+
+def lease(message: Any, path: str = "task_timeout") -> float | None:
+    """Read the length of a lease."""
+    return seconds(message, "task_timeout", path, MIN_LENGTH, MAX_LEASE)
+
+
+def delay(message: Any, path: str = "delay") -> float | None:
+    """Read how long a task waits before it is due."""
+    return seconds(message, "delay", path, 0.0, MAX_DELAY)
+
+
+def kept(message: Any, path: str = "result_ttl") -> float | None:
+    """Read how long a result is kept."""
+    return seconds(message, "result_ttl", path, MIN_LENGTH, MAX_KEPT)
+
+
+def body(payload: pb.Payload, settings: Settings, path: str) -> bytes:
+    """Read a payload or a result."""
+    if len(payload.data) > settings.max_payload:
+        raise invalid(f"{path}.data", f"is longer than {settings.max_payload} bytes", "PAYLOAD_TOO_LARGE")
+    if (payload.content_type or "application/json") != settings.content_type:
+        raise invalid(f"{path}.content_type", f"must be {settings.content_type!r}", "CONTENT_TYPE_MISMATCH")
+    return payload.data
+
+
+def task_id(text: str, count: int | None, path: str = "task_id") -> str:
+    """Read which task is meant, and which delivery of it when there is a fencing token."""
+    if not text or len(text.encode()) > 128 or _CONTROL.search(text):
+        raise invalid(path, "must be 1 to 128 bytes without control characters")
+    if count is None:
+        return text
+    if not 1 <= count <= _MAX_INT32:
+        raise invalid(path.removesuffix("task_id") + "dequeue_count", "must be 1 or more")
+    return TorrelqueTaskId(text, count, MIN_LENGTH)
+
+
+def token(message: Any) -> int | None:
+    """Read the fencing token of a request, if it has one."""
+    return message.dequeue_count if message.HasField("dequeue_count") else None
+
+
+def request_id(text: str, path: str) -> str | None:
+    """Read an idempotency key."""
+    if not text:
+        return None
+    if not _TASK_ID.fullmatch(text):
+        raise invalid(path, "must be 1 to 128 characters of A-Z a-z 0-9 _ . -")
+    return text
+
+
+def final_status(number: int, path: str = "status") -> TorrelqueTaskStatus:
+    """Read how a task ends; unset is COMPLETED."""
+    if number not in _STATUSES:
+        raise invalid(path, "is no status that this server knows")
+    if number == pb.TASK_STATUS_UNSPECIFIED:
+        return TorrelqueTaskStatus.COMPLETED
+    status = TorrelqueTaskStatus(number - 1)
+    if not status.isfinal():
+        raise invalid(path, "must be COMPLETED or REJECTED", "STATUS_NOT_FINAL")
+    return status
+
+
+def count(value: int, path: str, high: int) -> int:
+    """Read how many are wanted: 0 is 1, what is too much is clamped."""
+    if value < 0:
+        raise invalid(path, "must be 0 or more")
+    return min(value or 1, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A task to be enqueued."""
+
+    body: bytes
+    lease: float | None
+    delay: float | None
+    request_id: str | None
+
+
+def spec(message: pb.TaskSpec, settings: Settings, path: str) -> Spec:
+    """Read a task to be enqueued."""
+    return Spec(
+        body(message.payload, settings, f"{path}.payload"),
+        lease(message, f"{path}.task_timeout"),
+        delay(message, f"{path}.delay"),
+        request_id(message.request_id, f"{path}.request_id"),
+    )
+
+
+def specs(messages: Sequence[pb.TaskSpec], settings: Settings) -> list[Spec]:
+    """Read the tasks of a batch."""
+    if not 1 <= len(messages) <= MAX_BATCH:
+        raise invalid("tasks", f"must be 1 to {MAX_BATCH} tasks")
+    return [spec(message, settings, f"tasks[{i}]") for i, message in enumerate(messages)]
+
+
+# Answers
+
+
+def status_of(status: TorrelqueTaskStatus) -> pb.TaskStatus:
+    """A status on the wire is one more than in Python, as zero must mean unset."""
+    return _WIRE[status]
+
+
+_WIRE: dict[TorrelqueTaskStatus, pb.TaskStatus] = {
+    TorrelqueTaskStatus.PENDING: pb.TASK_STATUS_PENDING,
+    TorrelqueTaskStatus.WORKING: pb.TASK_STATUS_WORKING,
+    TorrelqueTaskStatus.DELAYED: pb.TASK_STATUS_DELAYED,
+    TorrelqueTaskStatus.COMPLETED: pb.TASK_STATUS_COMPLETED,
+    TorrelqueTaskStatus.REJECTED: pb.TASK_STATUS_REJECTED,
+}
+_STATUSES = frozenset(pb.TaskStatus.values())
+
+
+def duration(value: float) -> Duration:
+    """Spell a length of time."""
+    whole, micros = divmod(round(value * 1e6), 1_000_000)
+    return Duration(seconds=whole, nanos=micros * 1000)
+
+
+def timestamp(value: float | None) -> Timestamp | None:
+    """Spell a unix time; ``None`` stays unset."""
+    if value is None:
+        return None
+    whole, micros = divmod(round(value * 1e6), 1_000_000)
+    return Timestamp(seconds=whole, nanos=micros * 1000)
+
+
+def payload(data: bytes, settings: Settings) -> pb.Payload:
+    """Spell a payload or a result."""
+    return pb.Payload(data=data, content_type=settings.content_type)
+
+
+def task(delivered: tuple[TorrelqueTaskId, bytes], settings: Settings) -> pb.Task:
+    """Spell a delivery."""
+    known, data = delivered
+    return pb.Task(
+        task_id=known,
+        payload=payload(data, settings),
+        dequeue_count=known.dequeue_count,
+        timeout=duration(known.task_timeout),
+    )
+
+
+def state(known: TorrelqueTaskState, settings: Settings) -> pb.TaskState:
+    """Spell a state."""
+    return pb.TaskState(
+        status=status_of(known.status),
+        timeout=duration(known.timeout),
+        result=None if known.result is None else payload(known.result, settings),
+        dequeue_count=known.dequeue_count,
+        requeue_count=known.requeue_count,
+        enqueue_time=timestamp(known.enqueue_time),
+        last_dequeue_time=timestamp(known.last_dequeue_time),
+        last_requeue_time=timestamp(known.last_requeue_time),
+        release_time=timestamp(known.release_time),
+    )
+
+
+def cursor(known: TorrelqueTaskState) -> pb.WatchCursor:
+    """Spell the place of a state in the life of its task."""
+    revision = 1 + known.dequeue_count + known.requeue_count + known.status.isfinal()
+    return pb.WatchCursor(revision=revision, status=status_of(known.status))
+
+
+def item_error(index: int, refused: Refused) -> pb.ItemError:
+    """Spell what went wrong with one of many."""
+    return pb.ItemError(index=index, code=refused.number, reason=refused.reason, message=refused.text)

@@ -1,0 +1,176 @@
+"""The one wrapper around every rpc: is the server stopping? who is it? may they? is there room? then the call itself,
+its errors as statuses, and its figures.
+
+Handlers are coroutines, never asynchronous generators: those are closed by the collector, in another task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from .auth import authorise
+from .convert import queue_name
+from .errors import Refused, StatusCode, draining, explain
+from .house import House, Visit
+from .limits import CALL
+from .queues import used
+
+logger = logging.getLogger("torrelque.server")
+
+#: What handles a call, once it is let in. It returns the answer, or nothing where it writes itself.
+Handler = Callable[[Visit, Any], Awaitable[Message | None]]
+
+
+class Malformed:
+    """Stands for bytes that are no message."""
+
+
+MALFORMED = Malformed()
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """An rpc: what it needs the right to do, how it holds the server, who does it."""
+
+    name: str
+    verb: str
+    kind: str
+    handle: Handler
+
+
+def tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Make what cannot be parsed a value: grpcio itself would answer UNKNOWN with Python's words."""
+
+    def deserialise(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return MALFORMED
+
+    return deserialise
+
+
+def checked(request: Any) -> Any:
+    """Refuse what could not be parsed."""
+    if request is MALFORMED:
+        raise Refused(StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the message cannot be parsed")
+    return request
+
+
+class Guard:
+    """Wraps the handlers of one server."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        #: Calls that have begun and not ended.
+        self.in_flight = 0
+        self._idle: asyncio.Event | None = None
+
+    def wrap(self, rpc: Rpc, method: Any, request: type[Message], response: type[Message]) -> Any:
+        """Build what grpc.aio calls; *method* is the rpc's descriptor."""
+        spell: dict[str, Any] = {
+            "request_deserializer": tolerant(request.FromString),
+            "response_serializer": response.SerializeToString,
+        }
+        if method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streams(rpc), **spell)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._answers(rpc), **spell)
+        if rpc.kind != CALL:
+            # On the wire one answer of a stream is the answer of a unary call. So the handler itself writes it, and
+            # knows when that has failed.
+            return grpc.unary_stream_rpc_method_handler(self._answers(rpc), **spell)
+        return grpc.unary_unary_rpc_method_handler(self._answers(rpc), **spell)
+
+    def _answers(self, rpc: Rpc) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            return await self._guarded(rpc, context, lambda: self._enter(rpc, context, request))
+
+        return call
+
+    def _streams(self, rpc: Rpc) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def call(_: Any, context: Any) -> Any:
+            return await self._guarded(rpc, context, lambda: self._enter(rpc, context, None))
+
+        return call
+
+    async def _enter(self, rpc: Rpc, context: Any, request: Any) -> Message | None:
+        """Let a call in, and do it."""
+        house = self._house
+        if house.drain.begun:
+            raise draining()
+        principal = house.authority.identify(context)
+        with house.limits.taken(rpc.kind, principal.name):
+            if request is None:
+                request = await first(context)
+                named = request.open.queue
+            else:
+                named = checked(request).queue
+            name = queue_name(named, house.settings)
+            authorise(principal, name, rpc.verb)
+            house.queues.check_served(name)
+            entry = await house.queues.entry(name)
+            with used(entry):
+                return await rpc.handle(Visit(house, context, entry, name), request)
+
+    async def _guarded(self, rpc: Rpc, context: Any, enter: Callable[[], Awaitable[Message | None]]) -> Message | None:
+        begun = time.perf_counter()
+        code = "OK"
+        self.in_flight += 1
+        try:
+            return await enter()
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # the peer, its deadline, or the end of the server
+                raise
+            await _fail(context, draining())
+        except BaseException as raised:
+            error = single(raised)
+            if isinstance(error, grpc.aio.AbortError | KeyboardInterrupt | SystemExit):
+                raise
+            refused = explain(error)
+            code = refused.code.name
+            await _fail(context, refused)
+        finally:
+            self.in_flight -= 1
+            if self._idle is not None and not self.in_flight:
+                self._idle.set()
+            self._house.metrics.ended(rpc.name, rpc.kind != CALL, code, time.perf_counter() - begun)
+        return None
+
+    async def idle(self) -> None:
+        """Wait until no call is in flight."""
+        while self.in_flight:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+
+
+async def first(context: Any) -> Any:
+    """Read the message that opens a stream."""
+    request = await context.read()
+    if request is grpc.aio.EOF or checked(request).WhichOneof("request") != "open":
+        raise Refused(
+            StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "the first request must be `open`",
+            fields={"request": "must be open"},
+        )  # fmt: skip
+    return request
+
+
+async def _fail(context: Any, refused: Refused) -> None:
+    await context.abort(refused.code, refused.text, refused.trailers())
+
+
+def single(error: BaseException) -> BaseException:
+    """Find one error to tell of in what may be a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

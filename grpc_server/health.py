@@ -1,0 +1,74 @@
+"""The standard health service: SERVING while Redis answers, and until the server stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from .metrics import Metrics
+
+logger = logging.getLogger("torrelque.server")
+
+#: Seconds between two looks at Redis, and how long one may take.
+INTERVAL, PATIENCE = 2.0, 1.5
+#: So many failures in a row are an outage.
+FAILURES = 2
+#: Telling watchers can wait behind one that does not read.
+_TELLING = 1.0
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Health:
+    """What the server says of itself, overall and of each service."""
+
+    def __init__(self, services: Sequence[str], metrics: Metrics) -> None:
+        self._names = ("", *services)
+        self._servicer = HealthServicer()
+        self._metrics = metrics
+
+    def add_to(self, server: Any) -> None:
+        """Answer on *server*."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def _tell(self, serving: bool) -> None:
+        self._metrics.storage_up.set(serving)
+        with anyio.move_on_after(_TELLING):
+            for name in self._names:
+                await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+
+    async def begin(self) -> None:
+        """Say that the server serves."""
+        await self._tell(True)
+
+    async def stop(self) -> None:
+        """Say that the server stops; nothing changes that any more."""
+        with anyio.move_on_after(_TELLING):
+            await self._servicer.enter_graceful_shutdown()
+
+    async def run(self, client: Any) -> None:
+        """Look at Redis until cancelled."""
+        failures, serving = 0, True
+        while True:
+            failures = 0 if await _answers(client) else failures + 1
+            if serving is not (failures < FAILURES):
+                serving = not serving
+                logger.warning("Redis %s", "answers again" if serving else "does not answer: not serving")
+                await self._tell(serving)
+            await anyio.sleep(INTERVAL if serving else INTERVAL / 4)
+
+
+async def _answers(client: Any) -> bool:
+    answered = False
+    with anyio.move_on_after(PATIENCE):
+        try:
+            answered = bool(await client.ping())
+        except Exception:
+            answered = False
+    return answered

@@ -1,0 +1,168 @@
+"""The only assembler: Redis, queues, handlers, ports; and the end in the right order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from torrelque import open_server
+
+from .auth import Authority
+from .guard import Guard
+from .health import Health
+from .house import Drain, House
+from .limits import Limits
+from .metrics import Metrics
+from .queues import Queues, open_client
+from .rpcs import SERVICES, add_all
+from .settings import Address, Settings, SettingsError
+from .tls import Certificates
+
+logger = logging.getLogger("torrelque.server")
+
+#: Seconds between two looks at the auth file.
+_REFRESH = 1.0
+#: What the end may take beyond the grace of the calls: queues are left, connections closed.
+_CLOSING = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that serves."""
+
+    addresses: tuple[str, ...]
+    """Where it listens, ready for a client: ``127.0.0.1:50051``, ``unix:/run/torrelque``."""
+    metrics_port: int | None = None
+    """Where Prometheus finds the metrics."""
+
+    @property
+    def address(self) -> str:
+        """The first address."""
+        return self.addresses[0]
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[Running]:
+    """Run a server on this event loop, which must be asyncio's; leaving it drains.
+
+    :raises SettingsError: it cannot listen, or a file cannot be used
+    :raises TorrelqueError: the embedded server does not start
+    """
+    authority = Authority(settings.auth_file)
+    metrics = Metrics()
+    async with _storage(settings) as url, open_client(url) as client, anyio.create_task_group() as group:
+        queues = Queues(client, settings, group)
+        limits = Limits(settings)
+        metrics.watch_in_flight(limits.in_flight)
+        house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
+        guard = Guard(house)
+        health = Health(SERVICES, metrics)
+        server = grpc.aio.server(options=_options(settings))
+        add_all(server, guard)
+        health.add_to(server)
+        if settings.reflects:
+            reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+        addresses = _listen(server, settings)
+        with _exposed(metrics, settings) as metrics_port:
+            await server.start()
+            try:
+                await health.begin()
+                async with anyio.create_task_group() as chores:
+                    chores.start_soon(health.run, client)
+                    chores.start_soon(queues.run_leaving)
+                    chores.start_soon(_refresh, authority)
+                    await queues.entry(settings.default_queue)
+                    yield Running(tuple(addresses), metrics_port)
+                    chores.cancel_scope.cancel()
+            finally:
+                with anyio.move_on_after(settings.grace + _CLOSING, shield=True):
+                    await _drain(server, guard, house, health)
+                queues.close()
+
+
+def _storage(settings: Settings) -> AbstractAsyncContextManager[str]:
+    if settings.redis is not None:
+        return contextlib.nullcontext(settings.redis)
+    return open_server(settings.data_dir, fsync="always")
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Spell the options of gRPC's core, which passes over names that it does not know."""
+    hour = 3_600_000
+    return [
+        ("grpc.so_reuseport", int(settings.reuse_port)),
+        ("grpc.max_receive_message_length", settings.max_message),
+        ("grpc.max_send_message_length", settings.max_message),
+        ("grpc.max_metadata_size", 8192),
+        ("grpc.absolute_max_metadata_size", 16384),
+        ("grpc.max_concurrent_streams", 1000),
+        # Dead consumers are found in 40 s; Go and Java clients that ping each 10 s are not sent away.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # Connections are renewed now and then, so that clients spread over servers that were added.
+        ("grpc.max_connection_age_ms", hour // 2),
+        ("grpc.max_connection_age_grace_ms", hour),
+    ]
+
+
+def _listen(server: grpc.aio.Server, settings: Settings) -> list[str]:
+    credentials = Certificates(settings).credentials() if settings.tls_cert else None
+    addresses: list[str] = []
+    for address in settings.addresses:
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(address.target())
+            else:
+                port = server.add_secure_port(address.target(), credentials)
+        except RuntimeError:
+            where = address.target()
+            raise SettingsError(f"listen: cannot listen on {where}: is it in use, or not of this machine?") from None
+        addresses.append(address.target(port))
+    return addresses
+
+
+@contextlib.contextmanager
+def _exposed(metrics: Metrics, settings: Settings) -> Iterator[int | None]:
+    if settings.metrics is None:
+        yield None
+        return
+    try:
+        port, stop = metrics.serve(Address.parse(settings.metrics, "metrics"))
+    except OSError as error:
+        raise SettingsError(f"metrics: cannot listen on {settings.metrics}: {error}") from None
+    try:
+        yield port
+    finally:
+        stop()
+
+
+async def _refresh(authority: Authority) -> None:
+    while True:
+        await anyio.sleep(_REFRESH)
+        authority.refresh()
+
+
+async def _drain(server: grpc.aio.Server, guard: Guard, house: House, health: Health) -> None:
+    """Say that this server stops, let the calls end, and hang up."""
+    await health.stop()
+    house.drain.begin()
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.stop, house.settings.grace)
+        with anyio.move_on_after(house.settings.grace):
+            await guard.idle()
+        # Watchers of the health service never end by themselves; and it does not wait for handlers that have failed.
+        await server.stop(0)
+    with anyio.move_on_after(1):
+        await guard.idle()

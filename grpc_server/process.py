@@ -1,0 +1,92 @@
+"""A server as a whole process: signals, logs, and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+
+from .embedding import loop_factory
+
+logger = logging.getLogger("torrelque.server")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object for each record: no payload and no token is ever part of one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        if error_id := getattr(record, "error_id", None):
+            entry["error_id"] = error_id
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class _Passing(logging.Filter):
+    """Drops what grpc.aio logs as an error when a client has left: that is no fault."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "ExecuteBatchError" not in record.getMessage() and "ExecuteBatchError" not in str(record.exc_info)
+
+
+def start_logging(as_json: bool, level: str) -> None:
+    """Log to standard error."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(JsonLines() if as_json else plain)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("torrelque").setLevel(level.upper())
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_Passing())
+
+
+def run(serving: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[Any], None]) -> None:
+    """Run a server until a signal, which drains it; a second one ends the process at once.
+
+    :param serving: takes ``task_status``, as for ``start`` of a task group, and serves until cancelled
+    :param announce: told what ``task_status`` was given
+    """
+
+    async def listen(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(*SIGNALS) as signals:
+            task_status.started()
+            number = await anext(signals)
+            logger.info("%s: stopping; the same again ends at once", signal.Signals(number).name)
+            scope.cancel()
+            number = await anext(signals)
+            os._exit(128 + number)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as outer:
+            with anyio.CancelScope() as scope:
+                await outer.start(listen, scope)
+                async with anyio.create_task_group() as group:
+                    announce(await group.start(serving))
+                    await anyio.sleep_forever()
+            outer.cancel_scope.cancel()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main())
+
+
+def say(line: str) -> None:
+    """Print a line at once, for somebody who reads through a pipe too."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

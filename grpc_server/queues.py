@@ -1,0 +1,149 @@
+"""The queues in use: each is entered when it is first asked for, in a task of its own, and left when it is idle."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from torrelque import Torrelque, TorrelqueTaskSerialiser
+
+from .errors import Refused, StatusCode, too_many
+from .settings import Settings
+
+logger = logging.getLogger("torrelque.server")
+
+#: A queue that nobody has used for so many seconds is left.
+IDLE = 300.0
+#: Bytes stay as they are: what a payload is, is for clients to know.
+AS_THEY_ARE = TorrelqueTaskSerialiser(lambda body: body, lambda body: body)
+
+
+class Entry:
+    """A queue in use."""
+
+    __slots__ = ("_end", "pinned", "queue", "ready", "used_at", "users")
+
+    def __init__(self, queue: Torrelque) -> None:
+        self.queue = queue
+        self.ready = anyio.Event()
+        self.users = 0
+        self.used_at = 0.0
+        #: Somebody has scheduled its sweep.
+        self.pinned = False
+        self._end = anyio.Event()
+
+    def end(self) -> None:
+        self._end.set()
+
+    async def ended(self) -> None:
+        await self._end.wait()
+
+    @property
+    def idle_since(self) -> float | None:
+        return None if self.users or self.pinned else self.used_at
+
+
+class Queues:
+    """Hands out entered queues by name. Whether the caller may use one is not for this to say."""
+
+    def __init__(self, client: Any, settings: Settings, group: TaskGroup) -> None:
+        self._client = client
+        self._settings = settings
+        self._group = group
+        self._entries: dict[str, Entry] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Which queues are in use."""
+        return list(self._entries)
+
+    def check_served(self, name: str) -> None:
+        """Refuse a queue that this server does not serve."""
+        if not self._settings.serves(name):
+            raise Refused(StatusCode.NOT_FOUND, "QUEUE_UNKNOWN", "this queue is not served here", {"queue": name})
+
+    async def entry(self, name: str) -> Entry:
+        """Find a queue, or enter it now."""
+        entry = self._entries.get(name)
+        if entry is None:
+            self._make_room()
+            entry = self._entries[name] = Entry(self._build(name))
+            self._group.start_soon(self._keep, name, entry)
+        if not entry.ready.is_set():
+            await entry.ready.wait()
+        return entry
+
+    def _build(self, name: str) -> Torrelque:
+        queue = Torrelque(self._client, queue=name, serialiser=AS_THEY_ARE)
+        queue.task_timeout = self._settings.task_timeout
+        queue.result_ttl = self._settings.result_ttl
+        queue.sweep_interval = self._settings.sweep_interval
+        return queue
+
+    async def _keep(self, name: str, entry: Entry) -> None:
+        try:
+            async with entry.queue as queue:
+                if self._settings.sweep:
+                    queue.schedule_sweep()
+                entry.used_at = time.monotonic()
+                entry.ready.set()
+                await entry.ended()
+        finally:
+            entry.ready.set()
+            if self._entries.get(name) is entry:
+                del self._entries[name]
+
+    def _make_room(self) -> None:
+        if len(self._entries) < self._settings.max_queues:
+            return
+        idle = [(since, name) for name, entry in self._entries.items() if (since := entry.idle_since) is not None]
+        if not idle:
+            raise too_many("queues in use")
+        self._leave(min(idle)[1])
+
+    def _leave(self, name: str) -> None:
+        self._entries.pop(name).end()
+
+    async def run_leaving(self) -> None:
+        """Leave queues that are idle, until cancelled."""
+        while True:
+            await anyio.sleep(IDLE / 4)
+            before = time.monotonic() - IDLE
+            for name, entry in list(self._entries.items()):
+                since = entry.idle_since
+                if since is not None and since < before and name != self._settings.default_queue:
+                    self._leave(name)
+
+    def close(self) -> None:
+        """Leave all queues; the group ends when that is done."""
+        for name in list(self._entries):
+            self._leave(name)
+
+
+@contextlib.contextmanager
+def used(entry: Entry) -> Iterator[Torrelque]:
+    """Hold a queue in use."""
+    entry.users += 1
+    try:
+        yield entry.queue
+    finally:
+        entry.users -= 1
+        entry.used_at = time.monotonic()
+
+
+@contextlib.asynccontextmanager
+async def open_client(url: str) -> AsyncIterator[Any]:
+    """Open the client that all queues share."""
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(url, socket_connect_timeout=5)
+    try:
+        yield client
+    finally:
+        await client.aclose()

@@ -1,0 +1,229 @@
+"""What a server is told: one frozen value, checked as a whole before anything is opened.
+
+Times are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+#: Where a server listens when nothing else is said.
+DEFAULT_LISTEN = "127.0.0.1:50051"
+MIB = 1 << 20
+_GLOB = re.compile(r"[A-Za-z0-9_.:{}*?\[\]!-]{1,128}", re.ASCII)
+_QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
+_DAY = 86_400.0
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the text names it and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a TCP address, or the path of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Address:
+        """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``unix:PATH``."""
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:").removeprefix("//")
+            if not path or "\0" in path or len(os.fsencode(path)) > 100:
+                raise SettingsError(f"{name} must be unix:PATH with a path of 1 to 100 bytes: {text!r:.120}")
+            return cls(path=path)
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise SettingsError(f"{name} must be HOST:PORT with a port of 0 to 65535, or unix:PATH: {text!r:.120}")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if ":" in bare and bare == host:
+            raise SettingsError(f"{name}: write an IPv6 address in brackets: [{host}]:{port}")
+        return cls(host=bare, port=int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def target(self, port: int | None = None) -> str:
+        """Spell it for gRPC, with the *port* that was bound where it asked for any."""
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port if port is None else port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of a server; each has a default that is safe."""
+
+    listen: tuple[str, ...] = (DEFAULT_LISTEN,)
+    """Addresses: ``HOST:PORT``, port 0 for any that is free, or ``unix:PATH``."""
+    redis: str | None = field(default=None, repr=False)  # it may hold a password
+    """URL of the Redis or Valkey to use; without it an embedded Valkey is started."""
+    data_dir: str | None = None
+    """Where the embedded Valkey keeps its data; ``None`` is a temporary directory."""
+    queues: tuple[str, ...] = ("*",)
+    """Globs of the names of queues that are served."""
+    default_queue: str = "trq"
+    """The queue of a request that names none."""
+    task_timeout: float = 300.0
+    """Length of a lease for a task that was given none."""
+    result_ttl: float = 3600.0
+    """How long a result is kept when the worker does not say."""
+    sweep: bool = True
+    """Sweep every queue that is in use."""
+    sweep_interval: float = 30.0
+    """Between two sweeps."""
+    content_type: str = "application/json"
+    """What payloads and results are; a request that says something else is refused."""
+    default_wait: float = 10.0
+    """How long a Dequeue waits that does not say."""
+    max_wait: float = 60.0
+    """How long a Dequeue may wait."""
+    max_payload: int = MIB
+    """Bytes of one payload or result."""
+    max_message: int = 4 * MIB
+    """Bytes of one message."""
+    max_calls: int = 1000
+    """Calls in flight that do not wait."""
+    max_polls: int = 1000
+    """Dequeues in flight."""
+    max_watches: int = 2000
+    """Watches in flight."""
+    max_consumers: int = 200
+    """Consume streams in flight."""
+    max_streams_per_principal: int = 0
+    """Polls, watches and consumers of one caller; 0 is as many as there may be in all."""
+    rate: float = 0.0
+    """Calls a second of one caller, on the average; 0 is without limit."""
+    max_queues: int = 1000
+    """Queues in use at a time."""
+    stream_age: float = 1800.0
+    """After about this long a Watch is ended, and the client opens a new one."""
+    grace: float = 10.0
+    """How long calls in flight may go on when the server stops."""
+    tls_cert: str | None = None
+    """PEM file with the certificate chain of the server."""
+    tls_key: str | None = None
+    """PEM file with its key."""
+    tls_client_ca: str | None = None
+    """PEM file with the authorities whose client certificates are accepted; with it, each client must have one."""
+    auth_file: str | None = None
+    """File with principals, tokens and grants; with it nothing is allowed that is not granted."""
+    insecure: bool = False
+    """Allow plaintext beyond loopback."""
+    reflection: bool | None = None
+    """Server reflection; ``None`` is on where only loopback is listened on."""
+    metrics: str | None = None
+    """Address where Prometheus finds the metrics."""
+    reuse_port: bool = False
+    """Share the port with other processes."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name in _POSITIVE:
+                _check_range(each.name, getattr(self, each.name), *_POSITIVE[each.name])
+        _check_listen(self.addresses)
+        if self.redis is not None and not self.redis.startswith(_REDIS_SCHEMES):
+            raise SettingsError(f"redis must be a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+        for glob in self.queues:
+            if not _GLOB.fullmatch(glob):
+                raise SettingsError(f"queues must be globs over A-Z a-z 0-9 _ . : - {{ }}: {glob!r:.80}")
+        if not valid_queue(self.default_queue) or not self.serves(self.default_queue):
+            raise SettingsError(f"default_queue must be the name of a queue that is served: {self.default_queue!r:.80}")
+        if self.max_payload > self.max_message:
+            raise SettingsError("max_payload must not be greater than max_message")
+        self._check_security()
+        if self.metrics is not None:
+            Address.parse(self.metrics, "metrics")
+
+    def _check_security(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingsError("tls_cert and tls_key go together: name both files, or none")
+        if self.tls_client_ca and not self.tls_cert:
+            raise SettingsError("tls_client_ca needs tls_cert and tls_key: client certificates come with TLS")
+        for name in ("tls_cert", "tls_key", "tls_client_ca", "auth_file"):
+            path = getattr(self, name)
+            if path is not None and not os.access(path, os.R_OK):
+                raise SettingsError(f"{name} must be a file that can be read: {path!r:.200}")
+        for name in ("tls_key", "auth_file"):
+            path = getattr(self, name)
+            if path is not None and Path(path).stat().st_mode & 0o007:
+                raise SettingsError(f"{name} may be read by everybody: chmod o= {path}")
+        open_to_all = [each.target() for each in self.addresses if not each.loopback]
+        if open_to_all and not self.tls_cert and not self.insecure:
+            raise SettingsError(
+                f"listen {open_to_all[0]} is plaintext beyond this machine: give tls_cert and tls_key, or allow it with"
+                " insecure where something else protects the network"
+            )
+        if self.auth_file and open_to_all and not self.tls_cert:
+            raise SettingsError("auth_file needs TLS beyond loopback: tokens would be readable on the network")
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where to listen."""
+        return [Address.parse(text, "listen") for text in self.listen]
+
+    def serves(self, queue: str) -> bool:
+        """Whether a queue of this name is served."""
+        return any(fnmatch.fnmatchcase(queue, glob) for glob in self.queues)
+
+    @property
+    def reflects(self) -> bool:
+        """Whether server reflection is on."""
+        return all(each.loopback for each in self.addresses) if self.reflection is None else self.reflection
+
+
+#: The range of each number.
+_POSITIVE: dict[str, tuple[float, float]] = {
+    "task_timeout": (0.001, _DAY),
+    "result_ttl": (0.001, 30 * _DAY),
+    "sweep_interval": (0.001, _DAY),
+    "default_wait": (0.0, 3600.0),
+    "max_wait": (0.001, 3600.0),
+    "max_payload": (1, 512 * MIB),
+    "max_message": (1024, 1024 * MIB),
+    "max_calls": (1, 1_000_000),
+    "max_polls": (1, 1_000_000),
+    "max_watches": (1, 1_000_000),
+    "max_consumers": (1, 1_000_000),
+    "max_streams_per_principal": (0, 1_000_000),
+    "rate": (0.0, 1e9),
+    "max_queues": (1, 100_000),
+    "stream_age": (0.1, _DAY),
+    "grace": (0.0, 3600.0),
+}
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise SettingsError(f"{name} must be a number from {low:g} to {high:g}: {value!r:.80}")
+
+
+def _check_listen(addresses: list[Address]) -> None:
+    if not addresses:
+        raise SettingsError("listen must name at least one address: HOST:PORT or unix:PATH")
+    fixed = [each for each in addresses if each.path or each.port]
+    if len({(each.host, each.port, each.path) for each in fixed}) < len(fixed):
+        raise SettingsError("listen names an address twice")
+
+
+def valid_queue(name: str) -> bool:
+    """Whether a queue may have this name."""
+    return 0 < len(name) <= 128 and _QUEUE.fullmatch(name) is not None

@@ -1,0 +1,179 @@
+"""Settlements: words on leased tasks, each on its own, with as few calls of the library as their order allows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+import anyio
+
+from torrelque import (
+    TorrelqueError,
+    TorrelqueLeaseLostError,
+    TorrelqueLookupError,
+    TorrelqueNotWorkingError,
+    TorrelqueTaskStatus,
+)
+
+from . import convert
+from ._pb import torrelque_pb2 as pb
+from .errors import Refused, explain, invalid
+from .house import Visit
+from .settings import Settings
+
+T = TypeVar("T")
+
+MAX_SETTLEMENTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    index: int
+    task_id: str
+    result: bytes | None
+    status: TorrelqueTaskStatus
+    keep: float | None
+
+    @property
+    def group(self) -> object:
+        return Release, self.status, self.keep
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    index: int
+    task_id: str
+    delay: float | None
+    lease: float | None
+
+    @property
+    def group(self) -> object:
+        return Requeue
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    index: int
+    task_id: str
+    lease: float | None
+
+    @property
+    def group(self) -> object:
+        return Extend
+
+
+Settlement = Release | Requeue | Extend
+
+
+def read(message: pb.Settlement, index: int, settings: Settings) -> Settlement:
+    """Check one settlement."""
+    path = f"settlements[{index}]."
+    known = convert.task_id(message.task_id, convert.token(message), f"{path}task_id")
+    action = message.WhichOneof("action")
+    if action == "release":
+        return read_release(message.release, known, settings, f"{path}release.", index)
+    if action == "requeue":
+        return read_requeue(message.requeue, known, f"{path}requeue.", index)
+    if action == "extend":
+        return Extend(index, known, convert.lease(message.extend, f"{path}extend.task_timeout"))
+    raise invalid(f"{path}action", "must be release, requeue or extend")
+
+
+def read_release(
+    message: pb.ReleaseAction | pb.ReleaseRequest, known: str, settings: Settings, path: str = "", index: int = 0
+) -> Release:
+    """Check what a release says."""
+    return Release(
+        index,
+        known,
+        convert.body(message.result, settings, f"{path}result") if message.HasField("result") else None,
+        convert.final_status(message.status, f"{path}status"),
+        convert.kept(message, f"{path}result_ttl"),
+    )
+
+
+def read_requeue(message: pb.RequeueAction | pb.RequeueRequest, known: str, path: str = "", index: int = 0) -> Requeue:
+    """Check what a requeue says."""
+    return Requeue(index, known, convert.delay(message, f"{path}delay"), convert.lease(message, f"{path}task_timeout"))
+
+
+async def settle(visit: Visit, messages: Sequence[pb.Settlement]) -> list[pb.ItemError]:
+    """Apply settlements; returns those that failed, in the order of the request."""
+    errors: list[pb.ItemError] = []
+    good: list[Settlement] = []
+    for index, message in enumerate(messages):
+        try:
+            good.append(read(message, index, visit.settings))
+        except Refused as refused:
+            errors.append(convert.item_error(index, refused))
+    # Neighbours of one kind go together; what was said first of a task is done first.
+    for _, group in groupby(good, lambda each: each.group):
+        errors += await _apply_all(visit, list(group))
+    return sorted(errors, key=lambda error: error.index)
+
+
+async def _apply_all(visit: Visit, group: list[Settlement]) -> list[pb.ItemError]:
+    if isinstance(group[0], Release):
+        return await _release_all(visit, [each for each in group if isinstance(each, Release)])
+    errors: list[pb.ItemError] = []
+
+    async def one(each: Settlement) -> None:
+        try:
+            await apply(visit, each)
+        except TorrelqueError as error:
+            errors.append(convert.item_error(each.index, explain(error)))
+
+    async with anyio.create_task_group() as tasks:
+        for each in group:
+            tasks.start_soon(one, each)
+    return errors
+
+
+async def _release_all(visit: Visit, releases: list[Release]) -> list[pb.ItemError]:
+    try:
+        said: Iterable[Exception | None] = await visit.queue.release_many(
+            [each.task_id for each in releases],
+            results=[each.result for each in releases],
+            result_ttl=releases[0].keep,
+            status=releases[0].status,
+        )
+    except TorrelqueError as error:
+        said = [error] * len(releases)
+    return [
+        convert.item_error(each.index, explain(error))
+        for each, error in zip(releases, said, strict=True)
+        if error is not None
+    ]
+
+
+async def apply(visit: Visit, settlement: Settlement) -> None:
+    """Apply one settlement."""
+    queue, task_id = visit.queue, settlement.task_id
+    if isinstance(settlement, Release):
+        await queue.release(
+            task_id,
+            result=settlement.result,
+            result_ttl=settlement.keep,
+            status=settlement.status,
+            strict=True,
+        )
+    elif isinstance(settlement, Requeue):
+        await queue.requeue(task_id, settlement.delay, task_timeout=settlement.lease, strict=True)
+    else:
+        await queue.extend(task_id, settlement.lease)
+
+
+async def told(visit: Visit, task_id: str, doing: Awaitable[T]) -> T:
+    """Await what is done to a task, and where it cannot be, tell what is known of it."""
+    try:
+        return await doing
+    except TorrelqueLookupError as error:
+        metadata = {"queue": visit.queue_name, "taskId": str(task_id)}
+        if isinstance(error, TorrelqueNotWorkingError | TorrelqueLeaseLostError):
+            with contextlib.suppress(TorrelqueError):
+                state = await visit.queue.get_task_state(task_id)
+                metadata |= {"status": state.status.name, "current": str(state.dequeue_count)}
+        raise explain(error, metadata) from error

@@ -1,0 +1,131 @@
+"""Several server processes on one port: the kernel spreads connections over them, and who dies is replaced.
+
+Each worker is a fresh process, never a fork of one that has used gRPC. It reads its settings from its standard input,
+where no list of processes shows them, and drains when that ends: so it does not outlive its supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from subprocess import PIPE
+
+import anyio
+from anyio.abc import Process, TaskStatus
+
+from torrelque import open_server
+
+from .settings import Address, Settings, SettingsError
+
+logger = logging.getLogger("torrelque.server")
+
+#: A worker that ends by itself is replaced after so long, doubled up to the most while it goes on.
+_FIRST, _MOST = 0.2, 10.0
+#: One that has served for so long begins at the first again.
+_GOOD = 30.0
+#: What a worker may take beyond its grace before it is killed.
+_BEYOND = 10.0
+READY = "ready"
+#: In the environment of a worker: how its supervisor logs.
+LOG_FORMAT, LOG_LEVEL = "TORRELQUE_SERVE_LOG_FORMAT", "TORRELQUE_SERVE_LOG_LEVEL"
+
+
+@contextlib.contextmanager
+def _reserved(settings: Settings) -> Iterator[tuple[str, ...]]:
+    """Hold the ports, so that those asked for as any are the same for all workers."""
+    with contextlib.ExitStack() as held:
+        targets: list[str] = []
+        for address in settings.addresses:
+            if address.path:
+                raise SettingsError("workers: processes cannot share a unix socket: listen on a port, or use one")
+            targets.append(address.target(_hold(held, address)))
+        yield tuple(targets)
+
+
+def _hold(held: contextlib.ExitStack, address: Address) -> int:
+    try:
+        family, *_, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(place)  # it does not listen: no connection comes to it
+    except OSError as error:
+        raise SettingsError(f"listen: cannot listen on {address.target()}: {error.strerror or error}") from None
+    return int(holder.getsockname()[1])
+
+
+async def supervise(
+    settings: Settings, count: int, *, task_status: TaskStatus[tuple[str, ...]] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Run *count* workers until cancelled, which drains them."""
+    with _reserved(settings) as listen:
+        storage = (
+            contextlib.nullcontext(settings.redis)
+            if settings.redis is not None
+            else open_server(settings.data_dir, fsync="always")
+        )
+        async with storage as url, anyio.create_task_group() as group:
+            shared = dataclasses.replace(settings, listen=listen, redis=url, reuse_port=True)
+            for index in range(count):
+                await group.start(_keep, _own(shared, index), index)
+            task_status.started(listen)
+
+
+def _own(settings: Settings, index: int) -> Settings:
+    """Give each worker a port of its own for its metrics."""
+    if settings.metrics is None:
+        return settings
+    address = Address.parse(settings.metrics, "metrics")
+    port = address.port and address.port + index
+    return dataclasses.replace(settings, metrics=address.target(port))
+
+
+async def _keep(settings: Settings, index: int, *, task_status: TaskStatus[None]) -> None:
+    """Run one worker, and another one when it has ended."""
+    pause = _FIRST
+    first = True
+    while True:
+        begun = anyio.current_time()
+        code = await _run(settings, index, task_status.started if first else lambda: None)
+        if first and code == 2:
+            raise SettingsError("a worker could not start: its own line above says why")
+        first = False
+        pause = _FIRST if anyio.current_time() - begun > _GOOD else min(_MOST, pause * 2)
+        logger.error("Worker %d has ended with %d, starting another one in %.1f s", index, code, pause)
+        await anyio.sleep(pause)
+
+
+async def _run(settings: Settings, index: int, ready: Callable[[], None]) -> int:
+    command = [sys.executable, "-m", "grpc_server"]
+    process = await anyio.open_process(command, stdin=PIPE, stdout=PIPE, stderr=None, start_new_session=True)
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.send(json.dumps(dataclasses.asdict(settings)).encode() + b"\n")
+        with contextlib.suppress(anyio.EndOfStream):
+            if (await process.stdout.receive()).decode().strip() == READY:
+                logger.info("Worker %d serves, process %d", index, process.pid)
+                ready()
+        return await process.wait()
+    finally:
+        await _end(process, settings.grace + _BEYOND)
+
+
+async def _end(process: Process, patience: float) -> None:
+    """Let a worker drain; what takes too long is killed."""
+    with anyio.CancelScope(shield=True):
+        if process.returncode is None:
+            process.terminate()
+            with anyio.move_on_after(patience):
+                await process.wait()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        await process.wait()
+        await process.aclose()
