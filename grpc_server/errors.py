@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
-from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -146,6 +145,8 @@ TABLE: list[tuple[type[BaseException], grpc.StatusCode, str, str, float | None]]
 ]  # fmt: skip
 
 
-def code_of(number: int) -> str:
-    """Name a code, for logs and metrics."""
-    return str(Code.Name(number))
+def single(error: BaseException) -> BaseException:
+    """Find one error to tell of in what may be a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

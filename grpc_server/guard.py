@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from .auth import authorise
 from .convert import queue_name
-from .errors import Refused, StatusCode, draining, explain
+from .errors import Refused, StatusCode, draining, explain, single
 from .house import House, Visit
 from .limits import CALL
 from .queues import used
@@ -137,6 +137,9 @@ class Guard:
             error = single(raised)
             if isinstance(error, grpc.aio.AbortError | KeyboardInterrupt | SystemExit):
                 raise
+            if isinstance(error, grpc.aio.InternalError):  # a write has failed: nobody is there any more
+                code = "CANCELLED"
+                raise asyncio.CancelledError from error
             refused = explain(error)
             code = refused.code.name
             await _fail(context, refused)
@@ -167,10 +170,3 @@ async def first(context: Any) -> Any:
 
 async def _fail(context: Any, refused: Refused) -> None:
     await context.abort(refused.code, refused.text, refused.trailers())
-
-
-def single(error: BaseException) -> BaseException:
-    """Find one error to tell of in what may be a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

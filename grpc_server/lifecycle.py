@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -121,16 +122,33 @@ def _listen(server: grpc.aio.Server, settings: Settings) -> list[str]:
     credentials = Certificates(settings).credentials() if settings.tls_cert else None
     addresses: list[str] = []
     for address in settings.addresses:
+        if not settings.reuse_port:
+            _probe(address)
         try:
             if credentials is None:
                 port = server.add_insecure_port(address.target())
             else:
                 port = server.add_secure_port(address.target(), credentials)
         except RuntimeError:
-            where = address.target()
-            raise SettingsError(f"listen: cannot listen on {where}: is it in use, or not of this machine?") from None
+            raise SettingsError(f"listen: cannot listen on {address.target()}") from None
         addresses.append(address.target(port))
     return addresses
+
+
+def _probe(address: Address) -> None:
+    """See whether an address is free. gRPC would not say why it is not, and take the socket of another server over."""
+    try:
+        if address.path:
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                probe.connect(address.path)
+                raise SettingsError(f"listen: somebody listens on {address.target()} already")
+        else:
+            family, kind, *_, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+    except OSError as error:
+        raise SettingsError(f"listen: cannot listen on {address.target()}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

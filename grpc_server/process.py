@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from .embedding import loop_factory
+from .errors import single
 
 logger = logging.getLogger("torrelque.server")
 
@@ -82,8 +83,11 @@ def run(serving: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[A
                     await anyio.sleep_forever()
             outer.cancel_scope.cancel()
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(main())
+    except BaseExceptionGroup as errors:
+        raise single(errors) from None
 
 
 def say(line: str) -> None:

@@ -55,7 +55,9 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(*options: str, environment: dict[str, str] | None = None, address: str = "127.0.0.1:0") -> Iterator[Process]:
+def serving(
+    *options: str, environment: dict[str, str] | None = None, address: str = "127.0.0.1:0"
+) -> Iterator[Process]:
     """Run `torrelque serve` until the scope ends; what is still running then is stopped by SIGTERM."""
     command = [sys.executable, "-m", "torrelque", "serve", "--listen", address, *options]
     process = subprocess.Popen(
