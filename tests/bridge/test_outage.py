@@ -1,0 +1,238 @@
+"""Redis away, killed, full: callers hear what they may do, and everything goes on by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import redis
+from anyio.from_thread import start_blocking_portal
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.bridge import Client, connect, refusal, refused, seconds, serving
+from support.streams import Stream, release, until
+
+from grpc_server._pb import torrelque_pb2 as pb
+from torrelque import open_server
+from torrelque.embedded import _free_port
+
+
+class Storage:
+    """A Valkey on one port and one directory, to be killed and started again."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.port = _free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    @contextmanager
+    def up(self) -> Iterator[redis.Redis]:
+        with (
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(open_server(self.data_dir, port=self.port, fsync="always")),
+            redis.Redis.from_url(self.url) as admin,
+        ):
+            yield admin
+
+    def kill(self) -> None:
+        os.kill(int((self.data_dir / "server.pid").read_text()), signal.SIGKILL)
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    """Meanwhile calls are UNAVAILABLE with a time to come back; then polls, watches and consumers go on by themselves,
+    and a watch has missed nothing."""
+    storage = Storage(tmp_path / "data")
+    with serving("--redis", storage.url) as process, connect(process.address, "q") as client:
+        with storage.up():
+            watched = client.enqueue(b"w")
+            watch = client.watch(watched)
+            assert next(watch).state.status == pb.TASK_STATUS_PENDING
+            stream = Stream(client, max_outstanding_tasks=1)
+            stream.opened()
+            (task,) = stream.tasks(1)
+            assert task.task_id == watched
+            storage.kill()
+            said: list[str] = []
+
+            def unavailable() -> bool:
+                try:
+                    client.stats()
+                except grpc.RpcError as error:
+                    details = refusal(error)
+                    said.append(details.name)
+                    return details.name == "UNAVAILABLE/STORAGE_UNAVAILABLE" and details.retry_after is not None
+                return False
+
+            until(unavailable)
+            assert not [each for each in said if "redis" in each.lower()]
+        with storage.up():
+            until(lambda: _works(client))
+            assert stream.settle(release(task, result=pb.Payload(data=b"r"))) == []
+            states = [each.state.status for each in watch]
+            assert states[-1] == pb.TASK_STATUS_COMPLETED
+            # The stream and a poll wait on: both find what comes now.
+            client.enqueue(b"1")
+            (task,) = stream.tasks(1)
+            stream.settle(release(task))
+            stream.send(credit=pb.ConsumeCredit(max_outstanding_tasks=0))
+            stream.settle()
+            client.enqueue(b"2")
+            assert [task.payload.data for task in client.dequeue()] == [b"2"]
+            stream.half_close()
+        assert " ERROR " not in process.log()
+
+
+def _works(client: Client) -> bool:
+    try:
+        client.stats()
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def test_health_follows(tmp_path: Path) -> None:
+    """It is NOT_SERVING while Redis is away, and SERVING again after."""
+    storage = Storage(tmp_path / "data")
+    with serving("--redis", storage.url) as process, grpc.insecure_channel(process.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        said = health_pb2.HealthCheckResponse
+
+        def status() -> Any:
+            return stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status
+
+        with storage.up():
+            until(lambda: status() == said.SERVING)
+            storage.kill()
+            until(lambda: status() == said.NOT_SERVING)
+        with storage.up():
+            until(lambda: status() == said.SERVING)
+
+
+def test_a_waiting_poll_outlives_it_or_says_so(tmp_path: Path) -> None:
+    """A poll that waits while Redis goes away ends with a reason, and holds no task."""
+    storage = Storage(tmp_path / "data")
+    with serving("--redis", storage.url) as process, connect(process.address, "q") as client:
+        with storage.up() as admin:
+            poll = client.stub.Dequeue.future(pb.DequeueRequest(queue="q", timeout=seconds(20)), timeout=25)
+            until(lambda: any(each["cmd"] == "blmove" for each in admin.client_list()))
+            storage.kill()
+        with storage.up():
+            until(lambda: _works(client))
+            client.enqueue(b"1")
+            error = poll.exception()
+            if error is not None:
+                assert refusal(error).name in {"UNAVAILABLE/STORAGE_UNAVAILABLE", "UNKNOWN/OUTCOME_UNKNOWN"}
+            got = list(poll.result().tasks) if error is None else client.dequeue()
+            assert [task.payload.data for task in got] == [b"1"]
+
+
+def test_full(storage: str, queue: str) -> None:
+    """A Redis that is full says so, with a time to come back; settling still works."""
+    with redis.Redis.from_url(storage) as admin, serving("--redis", storage) as process:
+        with connect(process.address, queue) as client:
+            client.enqueue(b"1")
+            (task,) = client.dequeue()
+            admin.config_set("maxmemory", 1)
+            try:
+                with refused("RESOURCE_EXHAUSTED/STORAGE_FULL") as details:
+                    client.enqueue(b"2")
+                assert details[0].retry_after is not None
+                client.release(task.task_id, dequeue_count=1)
+            finally:
+                admin.config_set("maxmemory", 0)
+
+
+def test_foreign_data(storage: str, admin: redis.Redis, queue: str) -> None:
+    """A key of a foreign type is an error of the storage with an id for the log, and nothing of Redis is told."""
+    admin.set(f"{queue}:pending", "a string")
+    with serving("--redis", storage, "--log-format", "json") as process, connect(process.address, queue) as client:
+        with refused("INTERNAL/STORAGE_ERROR") as details:
+            client.enqueue(b"secret payload")
+        assert set(details[0].metadata) == {"errorId"}
+        assert details[0].metadata["errorId"] in details[0].text
+        assert "WRONGTYPE" not in details[0].text
+        process.signal(signal.SIGTERM)
+        process.wait()
+        records = [json.loads(line) for line in process.lines if line.startswith("{")]
+        (record,) = [each for each in records if each.get("error_id") == details[0].metadata["errorId"]]
+        assert "WRONGTYPE" in record["exception"]
+        assert "secret payload" not in process.log()
+
+
+def test_away_from_the_start(tmp_path: Path) -> None:
+    """A server that starts before its Redis answers UNAVAILABLE, and serves when that is there."""
+    storage = Storage(tmp_path / "data")
+    with serving("--redis", storage.url) as process, connect(process.address, "q") as client:
+        with refused("UNAVAILABLE/STORAGE_UNAVAILABLE"):
+            client.enqueue(b"1")
+        with storage.up():
+            until(lambda: _works(client))
+            assert client.enqueue(b"1")
+
+
+@pytest.mark.slow
+def test_under_load(tmp_path: Path) -> None:
+    """Killed three times under load: what was acknowledged is there, what was released is gone, and no call hangs."""
+    storage = Storage(tmp_path / "data")
+    enqueued: set[str] = set()
+    unsure: set[str] = set()
+    released: set[str] = set()
+    going = threading.Event()
+    going.set()
+    lock = threading.Lock()
+
+    def produce(client: Client, who: int) -> None:
+        n = 0
+        while going.is_set():
+            n += 1
+            name = f"{who}-{n}"
+            try:
+                client.enqueue(b"x", request_id=name)
+                enqueued.add(name)
+            except grpc.RpcError:
+                unsure.add(name)
+                time.sleep(0.01)
+
+    def work(client: Client) -> None:
+        while going.is_set():
+            try:
+                for task in client.dequeue(10, wait=0.2):
+                    client.release(task.task_id, dequeue_count=task.dequeue_count)
+                    with lock:
+                        released.add(task.task_id)
+            except grpc.RpcError:
+                time.sleep(0.01)
+
+    with serving("--redis", storage.url, "--task-timeout", "1") as process, connect(process.address, "q") as client:
+        threads = [threading.Thread(target=produce, args=(client, n)) for n in range(4)]
+        threads += [threading.Thread(target=work, args=(client,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            with storage.up():
+                before = len(released)
+                until(lambda before=before: len(released) > before + 200)
+                storage.kill()
+        with storage.up():
+            until(lambda: _works(client))
+            going.clear()
+            for thread in threads:
+                thread.join(30)
+            seen = set(released)
+            began = time.monotonic()
+            while client.stats().tasks:
+                assert time.monotonic() - began < 60
+                for task in client.dequeue(100, wait=0.5):
+                    client.release(task.task_id, dequeue_count=task.dequeue_count)
+                    seen.add(task.task_id)
+        # A release whose answer was lost may have been done: one of each worker for each kill.
+        assert len(enqueued - seen) <= 3 * 4
+        assert seen <= enqueued | unsure

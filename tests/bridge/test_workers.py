@@ -1,0 +1,84 @@
+"""Several processes on one port: all serve, who dies is replaced, and all end with their supervisor."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+from support.bridge import Process, connect, refused, serving
+from support.streams import until
+
+from grpc_server._pb import torrelque_pb2 as pb
+
+
+def workers(process: Process) -> list[int]:
+    """Find the processes of the workers in the log."""
+    return [int(each) for each in re.findall(r"Worker \d serves, process (\d+)", process.log())]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def instances(address: str, queue: str) -> set[str]:
+    """Ask on many connections which processes answer."""
+    found: set[str] = set()
+    for _ in range(24):
+        with connect(address, queue) as client:
+            said = client.admin.ScheduleSweep(pb.ScheduleSweepRequest(queue=queue), timeout=10)
+            found.add(said.server_instance_id)
+    return found
+
+
+def test_all_serve(storage: str, queue: str) -> None:
+    """Connections are spread over the workers, and one that was killed is replaced while the other serves on."""
+    with serving("--redis", storage, "--workers", "2") as process:
+        assert len(instances(process.address, queue)) == 2
+        first, second = workers(process)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: len(workers(process)) == 3)
+        assert len(instances(process.address, queue)) == 2
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+        for pid in (first, second, workers(process)[-1]):
+            until(lambda pid=pid: not alive(pid))
+
+
+def test_they_end_with_their_supervisor(storage: str) -> None:
+    """When the supervisor is killed its workers drain and end."""
+    with serving("--redis", storage, "--workers", "2") as process:
+        until(lambda: len(workers(process)) == 2)
+        pids = workers(process)
+        process.signal(signal.SIGKILL)
+        process.wait()
+        for pid in pids:
+            until(lambda pid=pid: not alive(pid))
+
+
+def test_metrics(storage: str, queue: str) -> None:
+    """Prometheus finds what was counted, by rpc and code; each worker has a port of its own."""
+    with serving("--redis", storage, "--metrics", "127.0.0.1:0") as process, connect(process.address, queue) as client:
+        client.enqueue(b"1")
+        with refused("NOT_FOUND/TASK_NOT_FOUND"):
+            client.state("nobody")
+        until(lambda: "metrics on port" in process.log())
+        found = re.search(r"metrics on port (\d+)", process.log())
+        assert found
+        began = time.monotonic()
+        text = ""
+        while 'code="NOT_FOUND"' not in text:
+            assert time.monotonic() - began < 10
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        assert 'torrelque_rpcs_total{code="OK",rpc="Enqueue"} 1.0' in text
+        assert 'torrelque_rpcs_total{code="NOT_FOUND",rpc="GetTaskState"} 1.0' in text
+        assert "torrelque_storage_up 1.0" in text
+        assert queue not in text
