@@ -21,8 +21,10 @@ from torrelque import (
     TorrelqueNotWorkingError,
     TorrelqueRedisError,
     TorrelqueTimeoutError,
+    TorrelqueTypeError,
     TorrelqueUnavailableError,
     TorrelqueUnknownOutcomeError,
+    TorrelqueValueError,
 )
 
 logger = logging.getLogger("torrelque.server")
@@ -138,6 +140,9 @@ TABLE: list[tuple[type[BaseException], grpc.StatusCode, str, str, float | None]]
         "the storage is full, nothing was changed: try again later", RETRY_AFTER,
     ),
     (TorrelqueRedisError, StatusCode.INTERNAL, "STORAGE_ERROR", "", None),
+    # Requests are checked before, so these should not come; if one does, it is the request all the same.
+    (TorrelqueValueError, StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "a field is out of range", None),
+    (TorrelqueTypeError, StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "a field has the wrong type", None),
     (
         TorrelqueClosedError, StatusCode.UNAVAILABLE, "SERVER_DRAINING",
         "the server is stopping: connect again", RETRY_AFTER,

@@ -133,7 +133,8 @@ def test_a_batch_of_settlements(client: Client) -> None:
     request = pb.BatchReleaseRequest(queue=client.queue, settlements=settlements)
     errors = client.stub.BatchRelease(request).errors
     assert [(error.index, error.reason) for error in errors] == [
-        (1, "TASK_NOT_FOUND"), (2, "LEASE_LOST"), (3, "INVALID_FIELD"), (6, "TASK_NOT_WORKING"), (7, "STATUS_NOT_FINAL"),
+        (1, "TASK_NOT_FOUND"), (2, "LEASE_LOST"), (3, "INVALID_FIELD"), (6, "TASK_NOT_WORKING"),
+        (7, "STATUS_NOT_FINAL"),
     ]  # fmt: skip
     assert client.state(a).result.data == b"r"
     stats = client.stats()

@@ -17,8 +17,8 @@ EXPECTED = {
     "TorrelqueError": "INTERNAL/INTERNAL",
     "TorrelqueTimeoutError": "DEADLINE_EXCEEDED/WATCH_TIMEOUT",
     "TorrelqueLookupError": "NOT_FOUND/TASK_NOT_FOUND",
-    "TorrelqueValueError": "INTERNAL/INTERNAL",  # requests are checked before: this would be a fault of the server
-    "TorrelqueTypeError": "INTERNAL/INTERNAL",
+    "TorrelqueValueError": "INVALID_ARGUMENT/INVALID_FIELD",
+    "TorrelqueTypeError": "INVALID_ARGUMENT/INVALID_FIELD",
     "TorrelqueNotWorkingError": "FAILED_PRECONDITION/TASK_NOT_WORKING",
     "TorrelqueLeaseLostError": "FAILED_PRECONDITION/LEASE_LOST",
     "TorrelqueDecodeError": "INTERNAL/INTERNAL",  # bytes pass through, nothing is decoded
