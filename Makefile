@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 
 .PHONY: demo serve test test-python test-floor toolchains check lint types layers format reference stubs bench bench-grpc
-.PHONY: ceiling clean
+.PHONY: ceiling clients clean
 
 demo: $(VENV)/.done
 	$(BIN)/torrelque demo $(FOLDER)
@@ -17,7 +17,7 @@ serve: $(VENV)/.done
 # Files are spread over as many processes as there are cores.
 PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
-test: toolchains check $(VENV)/peer/.done $(VENV)/stubs/.done tests/wire/node_modules/.done test-floor
+test: toolchains check $(VENV)/peer/.done $(VENV)/stubs/.done tests/wire/node_modules/.done clients test-floor
 	$(PYTEST) $(TESTS)
 
 # All but the clients in Go, Java and Node, for those who lack these toolchains.
@@ -61,6 +61,11 @@ format: $(VENV)/.done
 reference: $(VENV)/.done
 	$(BIN)/python docs/generate.py
 
+# The example clients, and the tools of others that tests run.
+clients: $(VENV)/stubs/.done $(VENV)/client/.done $(VENV)/go/.done examples/node/node_modules/.done
+	$(MAKE) --no-print-directory -C examples/go PROTOC='$(abspath $(VENV))/stubs/bin/python -m grpc_tools.protoc'
+	mvn -q -B -f examples/java/pom.xml package
+
 # The Python stubs of proto/, made by the oldest tools that are supported.
 stubs: $(VENV)/stubs/.done
 	$(VENV)/stubs/bin/python -m grpc_tools.protoc -Igrpc_server/_pb=proto/torrelque/v1 --python_out=. --pyi_out=. \
@@ -94,6 +99,21 @@ $(VENV)/stubs/.done: Makefile $(VENV)/.done
 # Pinned by package.json alone: a lock file would name platforms for which not every registry has the packages.
 tests/wire/node_modules/.done: tests/wire/package.json
 	cd tests/wire && npm install --no-audit --no-fund --loglevel error
+	touch $@
+
+$(VENV)/client/.done: examples/python/requirements.txt examples/python/generate.sh proto/torrelque/v1/torrelque.proto
+	$(PYTHON) -m venv $(VENV)/client
+	$(VENV)/client/bin/python -m pip install --quiet --disable-pip-version-check -r examples/python/requirements.txt
+	PYTHON=$(abspath $(VENV))/client/bin/python examples/python/generate.sh
+	touch $@
+
+$(VENV)/go/.done: Makefile
+	GOBIN=$(abspath $(VENV))/go/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+	GOBIN=$(abspath $(VENV))/go/bin go install github.com/bojand/ghz/cmd/ghz@v0.121.0
+	touch $@
+
+examples/node/node_modules/.done: examples/node/package.json examples/node/package-lock.json
+	cd examples/node && npm ci --no-audit --no-fund --loglevel error
 	touch $@
 
 clean:

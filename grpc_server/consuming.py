@@ -15,7 +15,7 @@ from torrelque import TorrelqueTaskId
 from . import convert
 from ._pb import torrelque_pb2 as pb
 from .calls import MAX_ANSWER, give_back, take
-from .errors import invalid
+from .errors import draining, invalid
 from .guard import checked
 from .house import Visit
 from .settling import MAX_SETTLEMENTS, settle
@@ -24,6 +24,8 @@ from .watching import MAX_PROGRESS, MIN_PROGRESS
 MAX_CREDIT = 10_000
 #: Tasks of one delivery.
 MAX_DELIVERY = 250
+#: So many seconds before the end of the grace a stream is ended.
+_EARLY = 0.5
 
 
 @dataclass(slots=True)
@@ -196,8 +198,11 @@ class Stream:
                 await self.credit.change_within(self.credit.next_expiry - anyio.current_time())
                 continue
             await self._deliver(await self._take())
-        grace = convert.duration(self._visit.settings.grace)
-        await self._write(pb.ConsumeResponse(draining=pb.ConsumeDraining(grace=grace)))
+        grace = self._visit.settings.grace
+        await self._write(pb.ConsumeResponse(draining=pb.ConsumeDraining(grace=convert.duration(grace))))
+        # Who has not left by then hears the reason from us, before gRPC cuts the stream without one.
+        await anyio.sleep(grace - min(_EARLY, grace / 4))
+        raise draining()
 
     def _expire(self) -> None:
         before = len(self.credit.held)
@@ -214,6 +219,9 @@ class Stream:
 
     async def _deliver(self, tasks: Sequence[tuple[TorrelqueTaskId, bytes]]) -> None:
         if not tasks:
+            return
+        if len(self.credit.held) + len(tasks) > self.credit.most:  # it was lowered while they were on their way
+            give_back(self._visit, [task_id for task_id, _ in tasks])
             return
         settings, metrics = self._visit.settings, self._visit.house.metrics
         delivery = pb.ConsumeDelivery(tasks=[convert.task(each, settings) for each in tasks])

@@ -223,6 +223,13 @@ def cursor(known: TorrelqueTaskState) -> pb.WatchCursor:
     return pb.WatchCursor(revision=revision, status=status_of(known.status))
 
 
-def item_error(index: int, refused: Refused) -> pb.ItemError:
-    """Spell what went wrong with one of many."""
-    return pb.ItemError(index=index, code=refused.number, reason=refused.reason, message=refused.text)
+def item_error(index: int, refused: Refused, known: TorrelqueTaskState | None = None) -> pb.ItemError:
+    """Spell what went wrong with one of many, and what is known of its task."""
+    return pb.ItemError(
+        index=index,
+        code=refused.number,
+        reason=refused.reason,
+        message=refused.text,
+        status=pb.TASK_STATUS_UNSPECIFIED if known is None else status_of(known.status),
+        dequeue_count=0 if known is None else known.dequeue_count,
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import anyio
 import grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_reflection.v1alpha import reflection
 
 from torrelque import open_server
@@ -70,7 +71,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         add_all(server, guard)
         health.add_to(server)
         if settings.reflects:
-            reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
         addresses = _listen(server, settings)
         with _exposed(metrics, settings) as metrics_port:
             await server.start()

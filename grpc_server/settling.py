@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -15,6 +15,7 @@ from torrelque import (
     TorrelqueLeaseLostError,
     TorrelqueLookupError,
     TorrelqueNotWorkingError,
+    TorrelqueTaskState,
     TorrelqueTaskStatus,
 )
 
@@ -117,36 +118,49 @@ async def settle(visit: Visit, messages: Sequence[pb.Settlement]) -> list[pb.Ite
 
 async def _apply_all(visit: Visit, group: list[Settlement]) -> list[pb.ItemError]:
     if isinstance(group[0], Release):
-        return await _release_all(visit, [each for each in group if isinstance(each, Release)])
-    errors: list[pb.ItemError] = []
+        said = await _release_all(visit, [each for each in group if isinstance(each, Release)])
+    else:
+        said = await _apply_each(visit, group)
+    return [await _item_error(visit, each, error) for each, error in zip(group, said, strict=True) if error is not None]
 
-    async def one(each: Settlement) -> None:
+
+async def _apply_each(visit: Visit, group: list[Settlement]) -> list[TorrelqueError | None]:
+    said: list[TorrelqueError | None] = [None] * len(group)
+
+    async def one(place: int, each: Settlement) -> None:
         try:
             await apply(visit, each)
         except TorrelqueError as error:
-            errors.append(convert.item_error(each.index, explain(error)))
+            said[place] = error
 
     async with anyio.create_task_group() as tasks:
-        for each in group:
-            tasks.start_soon(one, each)
-    return errors
+        for place, each in enumerate(group):
+            tasks.start_soon(one, place, each)
+    return said
 
 
-async def _release_all(visit: Visit, releases: list[Release]) -> list[pb.ItemError]:
+async def _release_all(visit: Visit, releases: list[Release]) -> Sequence[TorrelqueError | None]:
     try:
-        said: Iterable[Exception | None] = await visit.queue.release_many(
+        return await visit.queue.release_many(
             [each.task_id for each in releases],
             results=[each.result for each in releases],
             result_ttl=releases[0].keep,
             status=releases[0].status,
         )
     except TorrelqueError as error:
-        said = [error] * len(releases)
-    return [
-        convert.item_error(each.index, explain(error))
-        for each, error in zip(releases, said, strict=True)
-        if error is not None
-    ]
+        return [error] * len(releases)
+
+
+async def _item_error(visit: Visit, settlement: Settlement, error: TorrelqueError) -> pb.ItemError:
+    return convert.item_error(settlement.index, explain(error), await _known(visit, settlement.task_id, error))
+
+
+async def _known(visit: Visit, task_id: str, error: Exception) -> TorrelqueTaskState | None:
+    """Read the state of a task that is not the caller's any more: it tells a repeated release from a loss."""
+    if isinstance(error, TorrelqueNotWorkingError | TorrelqueLeaseLostError):
+        with contextlib.suppress(TorrelqueError):
+            return await visit.queue.get_task_state(task_id)
+    return None
 
 
 async def apply(visit: Visit, settlement: Settlement) -> None:
@@ -172,8 +186,6 @@ async def told(visit: Visit, task_id: str, doing: Awaitable[T]) -> T:
         return await doing
     except TorrelqueLookupError as error:
         metadata = {"queue": visit.queue_name, "taskId": str(task_id)}
-        if isinstance(error, TorrelqueNotWorkingError | TorrelqueLeaseLostError):
-            with contextlib.suppress(TorrelqueError):
-                state = await visit.queue.get_task_state(task_id)
-                metadata |= {"status": state.status.name, "current": str(state.dequeue_count)}
+        if (state := await _known(visit, task_id, error)) is not None:
+            metadata |= {"status": state.status.name, "current": str(state.dequeue_count)}
         raise explain(error, metadata) from error

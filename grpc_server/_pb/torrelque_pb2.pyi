@@ -232,16 +232,20 @@ class ExtendAction(_message.Message):
     def __init__(self, task_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ItemError(_message.Message):
-    __slots__ = ("index", "code", "reason", "message")
+    __slots__ = ("index", "code", "reason", "message", "status", "dequeue_count")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    DEQUEUE_COUNT_FIELD_NUMBER: _ClassVar[int]
     index: int
     code: int
     reason: str
     message: str
-    def __init__(self, index: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    status: TaskStatus
+    dequeue_count: int
+    def __init__(self, index: _Optional[int] = ..., code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., status: _Optional[_Union[TaskStatus, str]] = ..., dequeue_count: _Optional[int] = ...) -> None: ...
 
 class BatchReleaseRequest(_message.Message):
     __slots__ = ("queue", "settlements")

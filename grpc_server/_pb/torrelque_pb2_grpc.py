@@ -139,8 +139,9 @@ class TorrelqueServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Ends a WORKING task. After a retry whose first answer was lost, NOT_FOUND/TASK_NOT_FOUND may
-        mean that the first call did it.
+        """Ends a WORKING task. After a retry whose first answer was lost, NOT_FOUND/TASK_NOT_FOUND, or
+        FAILED_PRECONDITION/TASK_NOT_WORKING with a final status and the same dequeue_count in the
+        metadata ("status", "current"), mean that the first call did it.
         Errors: as ExtendLease; INVALID_ARGUMENT/STATUS_NOT_FINAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -141,6 +141,20 @@ def test_a_batch_of_settlements(client: Client) -> None:
     assert (stats.working, stats.delayed) == (2, 1)
 
 
+def test_a_repeated_release_can_be_told(client: Client) -> None:
+    """Of a task that is not the caller's any more is said what is known: final, by the very same delivery."""
+    task_id = client.enqueue()
+    client.dequeue()
+    done = pb.Settlement(task_id=task_id, dequeue_count=1, release=pb.ReleaseAction(result=pb.Payload(data=b"r")))
+    for _ in range(2):
+        said = client.stub.BatchRelease(pb.BatchReleaseRequest(queue=client.queue, settlements=[done]))
+    (error,) = said.errors
+    assert (error.reason, error.status, error.dequeue_count) == ("TASK_NOT_WORKING", pb.TASK_STATUS_COMPLETED, 1)
+    with refused("FAILED_PRECONDITION/TASK_NOT_WORKING") as details:
+        client.release(task_id, dequeue_count=1, result=pb.Payload(data=b"r"))
+    assert (details[0].metadata["status"], details[0].metadata["current"]) == ("COMPLETED", "1")
+
+
 def test_sweep(client: Client, admin: redis.Redis) -> None:
     """A sweep by hand, and a schedule that can be set and stopped again, say what they did and where."""
     stale, due = client.enqueue(), client.enqueue(delay=seconds(60))

@@ -15,7 +15,7 @@ import grpc
 import pytest
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.bridge import Client, Process, connect, refusal, seconds, serving
+from support.bridge import Client, Process, connect, refusal, refused, seconds, serving
 from support.streams import Stream, release
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -156,6 +156,21 @@ def test_a_drained_consumer_may_settle(storage: str, queue: str) -> None:
         stream.half_close()
         assert list(stream.call) == []
         assert process.wait() == 0
+
+
+def test_a_consumer_that_stays(storage: str, queue: str) -> None:
+    """Who does not leave within the grace is sent away with the reason, and keeps its lease."""
+    with serving("--redis", storage, "--grace", "1") as process, connect(process.address, queue) as client:
+        client.enqueue(b"1")
+        stream = Stream(client)
+        stream.opened()
+        stream.tasks(1)
+        process.signal(signal.SIGTERM)
+        assert stream.next().WhichOneof("response") == "draining"
+        with refused("UNAVAILABLE/SERVER_DRAINING"):
+            stream.next()
+        assert process.wait() == 0
+        stream.half_close()
 
 
 def test_health(storage: str) -> None:
