@@ -25,7 +25,7 @@ test-python: check $(VENV)/peer/.done $(VENV)/stubs/.done test-floor
 	$(PYTEST) -m 'not interop' $(TESTS)
 
 toolchains:
-	@for tool in go:'Go 1.24 or later' javac:'a JDK, 17 or later' mvn:'Maven 3.8 or later' \
+	@for tool in go:'Go 1.26 or later' javac:'a JDK, 17 or later' mvn:'Maven 3.8 or later' \
 		node:'Node.js 20 or later' npm:'npm (it comes with Node.js)'; do \
 		command -v "$${tool%%:*}" >/dev/null || { \
 			echo "$${tool%%:*} is missing: install $${tool#*:}, or run \`make test-python\` without it" >&2; exit 1; }; \

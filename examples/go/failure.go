@@ -12,7 +12,6 @@ import (
 // The reasons that this program acts upon; the contract in proto/ has them all.
 const (
 	reasonTaskNotFound   = "TASK_NOT_FOUND"
-	reasonTaskNotWorking = "TASK_NOT_WORKING"
 	reasonOutcomeUnknown = "OUTCOME_UNKNOWN"
 	reasonServerDraining = "SERVER_DRAINING"
 )

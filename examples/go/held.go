@@ -212,8 +212,8 @@ func (c *consumer) answered(life context.Context, w word, failed *pb.ItemError) 
 		c.after(life, jitter(againDelay), func() { c.sayAgain(w) })
 	case isRelease && h.repeated && failed.GetReason() == reasonTaskNotFound:
 		c.confirm(h)
-	case isRelease && h.repeated && failed.GetReason() == reasonTaskNotWorking:
-		c.others.Go(func() { c.lookUp(life, w, failed) })
+	case isRelease && h.repeated && isFinal(failed.GetStatus()) && failed.GetDequeueCount() == h.task.GetDequeueCount():
+		c.confirm(h) // a result keeps the state for a while: it ended with our delivery, so by our first attempt
 	default:
 		c.refuse(h, failed)
 	}
@@ -242,24 +242,6 @@ func (c *consumer) refuse(h *held, failed *pb.ItemError) {
 	c.forget(h)
 	reason := cmp.Or(failed.GetReason(), codeName(codes.Code(failed.GetCode())))
 	c.out.print(taskEvent{Event: "refused", TaskID: h.task.GetTaskId(), Reason: reason})
-}
-
-// lookUp finds out who ended a task whose release was refused when it was repeated. A result keeps the state of a task
-// for a while, so it is known still, but not working: if it ended with our delivery, then by our first attempt.
-func (c *consumer) lookUp(life context.Context, w word, failed *pb.ItemError) {
-	request := &pb.GetTaskStateRequest{Queue: c.queue, TaskId: w.settlement.GetTaskId()}
-	response, err := c.client.GetTaskState(life, request)
-	state := response.GetState()
-	c.post(life, func() {
-		switch {
-		case isFinal(state.GetStatus()) && state.GetDequeueCount() == w.settlement.GetDequeueCount():
-			c.confirm(w.held)
-		case err == nil || isPermanent(err):
-			c.refuse(w.held, failed)
-		default:
-			c.sayAgain(w)
-		}
-	})
 }
 
 // giveBack returns a task that was on its way while the consumer stopped. The stream may be half-closed by now, so this
