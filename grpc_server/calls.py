@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import anyio
 
-from torrelque import TorrelqueEnqueuedId, TorrelqueTaskId, TorrelqueTimeoutError
+from torrelque import (
+    Torrelque,
+    TorrelqueEnqueuedId,
+    TorrelqueFullError,
+    TorrelqueTaskId,
+    TorrelqueTimeoutError,
+    TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
+)
 
 from . import convert
 from ._pb import torrelque_pb2 as pb
-from .errors import invalid
+from .errors import invalid, partly_stored, repeat_later
 from .house import Visit
 from .settings import MIB
 from .settling import MAX_SETTLEMENTS, apply, read_release, read_requeue, settle, told
 
+T = TypeVar("T")
+
 #: Payload bytes of one answer: clients refuse more than 4 MiB, after the tasks were leased.
 MAX_ANSWER = 3 * MIB
 MAX_TASKS = 1000
+#: What the library stores whole or not at all: so many tasks, and a mebibyte.
+PORTION = 500
 #: So many seconds before its deadline a poll ends by itself, so that the answer still arrives.
 EARLY = 0.25
 
@@ -28,25 +41,53 @@ async def enqueue(visit: Visit, request: pb.EnqueueRequest) -> pb.EnqueueRespons
     if not request.HasField("task"):
         raise invalid("task", "must be set")
     spec = convert.spec(request.task, visit.settings, "task")
-    added = await visit.queue.enqueue(spec.body, task_timeout=spec.lease, delay=spec.delay, task_id=spec.request_id)
+
+    async def add() -> TorrelqueEnqueuedId:
+        return await visit.queue.enqueue(spec.body, task_timeout=spec.lease, delay=spec.delay, task_id=spec.request_id)
+
+    added = await (add() if spec.request_id is None else repeated(add))
     return pb.EnqueueResponse(task_id=added, deduplicated=bool(added.deduplicated))
+
+
+async def repeated(doing: Callable[[], Awaitable[T]]) -> T:
+    """Do what does no harm when it is done twice; once more when its answer was lost."""
+    try:
+        return await doing()
+    except TorrelqueUnknownOutcomeError:
+        pass
+    try:
+        return await doing()
+    except TorrelqueUnknownOutcomeError as error:
+        raise repeat_later() from error
 
 
 async def batch_enqueue(visit: Visit, request: pb.BatchEnqueueRequest) -> pb.BatchEnqueueResponse:
     """Put many tasks into the queue, all of them checked before the first is stored."""
     specs = convert.specs(request.tasks, visit.settings)
-    added: list[TorrelqueEnqueuedId] = []
     # Tasks that share their times, and have ids or have none, go together: as a rule that is all of them.
-    for (lease, delay, named), group in groupby(specs, lambda spec: (spec.lease, spec.delay, bool(spec.request_id))):
-        alike = list(group)
-        added += await visit.queue.enqueue_many(
-            [spec.body for spec in alike],
-            task_timeout=lease,
-            delay=delay,
-            task_ids=[spec.request_id or "" for spec in alike] if named else None,
-        )
+    groups = [list(group) for _, group in groupby(specs, lambda each: (each.lease, each.delay, bool(each.request_id)))]
+    added: list[TorrelqueEnqueuedId] = []
+    try:
+        for alike in groups:
+            added += await _enqueue_alike(visit.queue, alike)
+    except (TorrelqueUnavailableError, TorrelqueUnknownOutcomeError, TorrelqueFullError) as error:
+        if all(each.request_id for each in specs):
+            raise repeat_later() from error
+        if len(groups) == 1 and len(specs) <= PORTION and sum(len(each.body) for each in specs) <= MIB:
+            raise
+        raise partly_stored() from error
     return pb.BatchEnqueueResponse(
         results=[pb.EnqueueResponse(task_id=each, deduplicated=bool(each.deduplicated)) for each in added]
+    )
+
+
+async def _enqueue_alike(queue: Torrelque, specs: list[convert.Spec]) -> list[TorrelqueEnqueuedId]:
+    first = specs[0]
+    return await queue.enqueue_many(
+        [spec.body for spec in specs],
+        task_timeout=first.lease,
+        delay=first.delay,
+        task_ids=[spec.request_id or "" for spec in specs] if first.request_id else None,
     )
 
 
@@ -110,7 +151,7 @@ async def extend_lease(visit: Visit, request: pb.ExtendLeaseRequest) -> pb.Exten
     """Let the lease of a task end a full length from now."""
     known = convert.task_id(request.task_id, convert.token(request))
     lease = convert.lease(request)
-    ends = await told(visit, known, visit.queue.extend(known, lease))
+    ends = await told(visit, known, repeated(lambda: visit.queue.extend(known, lease)))
     return pb.ExtendLeaseResponse(stale_time=convert.timestamp(ends))
 
 
@@ -152,7 +193,7 @@ async def get_queue_stats(visit: Visit, _: pb.GetQueueStatsRequest) -> pb.GetQue
 
 async def sweep(visit: Visit, _: pb.SweepRequest) -> pb.SweepResponse:
     """Give back what has ended, now."""
-    stale, due, undequeued = await visit.queue.sweep()
+    stale, due, undequeued = await repeated(visit.queue.sweep)
     return pb.SweepResponse(stale=stale, due=due, undequeued=undequeued)
 
 

@@ -96,6 +96,20 @@ def too_many(what: str) -> Refused:
     )
 
 
+def repeat_later() -> Refused:
+    """Refuse what may have been done, and may be done again without harm."""
+    return Refused(
+        StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN",
+        "the storage was lost before it answered: repeat the call, which does no harm", retry_after=RETRY_AFTER,
+    )  # fmt: skip
+
+
+def partly_stored() -> Refused:
+    """Refuse a batch of which the first portions may be there."""
+    text = "the storage failed: the first tasks of the batch may be stored; with request ids it could be repeated"
+    return Refused(StatusCode.UNKNOWN, "OUTCOME_UNKNOWN", text)
+
+
 def explain(error: BaseException, metadata: Mapping[str, str] | None = None) -> Refused:
     """Find the status for an error: the first row that fits."""
     if isinstance(error, Refused):

@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from .auth import authorise
 from .convert import queue_name
-from .errors import Refused, StatusCode, draining, explain, single
+from .errors import Refused, StatusCode, draining, explain, invalid, single
 from .house import House, Visit
 from .limits import CALL
 from .queues import used
@@ -27,6 +28,10 @@ logger = logging.getLogger("torrelque.server")
 
 #: What handles a call, once it is let in. It returns the answer, or nothing where it writes itself.
 Handler = Callable[[Visit, Any], Awaitable[Message | None]]
+
+
+#: A stream must say within so many seconds what it wants.
+FIRST_WITHIN = 10.0
 
 
 class Malformed:
@@ -108,18 +113,16 @@ class Guard:
         if house.drain.begun:
             raise draining()
         principal = house.authority.identify(context)
+        # What has not said what it wants holds no place: streams of headers alone lock nobody out.
+        opened = await first(context) if request is None else None
         with house.limits.taken(rpc.kind, principal.name):
-            if request is None:
-                request = await first(context)
-                named = request.open.queue
-            else:
-                named = checked(request).queue
+            named = checked(request).queue if opened is None else opened.open.queue
             name = queue_name(named, house.settings)
             authorise(principal, name, rpc.verb)
             house.queues.check_served(name)
             entry = await house.queues.entry(name)
             with used(entry):
-                return await rpc.handle(Visit(house, context, entry, name), request)
+                return await rpc.handle(Visit(house, context, entry, name), opened or request)
 
     async def _guarded(self, rpc: Rpc, context: Any, enter: Callable[[], Awaitable[Message | None]]) -> Message | None:
         begun = time.perf_counter()
@@ -159,12 +162,11 @@ class Guard:
 
 async def first(context: Any) -> Any:
     """Read the message that opens a stream."""
-    request = await context.read()
+    request: Any = grpc.aio.EOF
+    with anyio.move_on_after(FIRST_WITHIN):
+        request = await context.read()
     if request is grpc.aio.EOF or checked(request).WhichOneof("request") != "open":
-        raise Refused(
-            StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "the first request must be `open`",
-            fields={"request": "must be open"},
-        )  # fmt: skip
+        raise invalid("request", f"must be open at first, within {FIRST_WITHIN:g} s")
     return request
 
 
