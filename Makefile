@@ -35,7 +35,7 @@ toolchains:
 test-floor: $(VENV)/floor/.done
 	$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check redis==5.0.1
 	$(VENV)/floor/bin/python -m pytest -p no:cacheprovider -k valkey tests/queue/test_documented.py
-	$(VENV)/floor/bin/python -m pytest -p no:cacheprovider tests/bridge/test_calls.py tests/bridge/test_consume.py
+	$(VENV)/floor/bin/python -m pytest -p no:cacheprovider tests/bridge/test_rpcs.py tests/bridge/test_consume.py
 	for version in 6.4.0 7.1.0; do \
 		$(VENV)/floor/bin/python -m pip install --quiet --disable-pip-version-check redis==$$version && \
 		$(VENV)/floor/bin/python -m pytest -p no:cacheprovider -k 'valkey and redispy' tests/queue/test_documented.py || exit 1; \

@@ -134,7 +134,7 @@ TABLE: list[tuple[type[BaseException], grpc.StatusCode, str, str, float | None]]
     (TorrelqueTimeoutError, StatusCode.DEADLINE_EXCEEDED, "WATCH_TIMEOUT", "the time for the watch has passed", None),
     (
         TorrelqueLeaseLostError, StatusCode.FAILED_PRECONDITION, "LEASE_LOST",
-        "a later delivery of the task has been made", None,
+        "another delivery of the task holds it", None,
     ),
     (TorrelqueNotWorkingError, StatusCode.FAILED_PRECONDITION, "TASK_NOT_WORKING", "nobody holds the task", None),
     (
