@@ -17,6 +17,9 @@ from support.streams import until
 from grpc_server._pb import torrelque_pb2 as pb
 
 
+pytestmark = pytest.mark.alone
+
+
 def memory(process: Process) -> int:
     """Resident memory of the server, bytes."""
     lines = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()

@@ -16,7 +16,7 @@ from support.standstill import Standstill
 
 from torrelque import Torrelque, TorrelqueTaskState
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 #: Aimed at are 0.05 s; a machine that does other things at the same time may take more.
 LATE = 0.5

@@ -23,7 +23,7 @@ from torrelque import (
     TorrelqueTimeoutError,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 PAYLOADS = [{"a": [1, None, "é"]}, "text", 7, 1.5, True, [1], "☃" * 1000]
 
