@@ -22,11 +22,11 @@ def _read_settings() -> Settings:
 
 
 def _end_with_supervisor() -> None:
-    """Drain when the supervisor is gone, however it went."""
+    """Drain when the supervisor is gone, however it went, and end at once when it has gone amid that."""
 
     def wait() -> None:
         sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -41,7 +41,8 @@ def main() -> int:
         await serve(settings, task_status=task_status)
 
     try:
-        run(serving, lambda _: say(READY))
+        # SIGTERM may come twice, from the supervisor and from who stops them all.
+        run(serving, lambda _: say(READY), at_once=[signal.SIGINT])
     except SettingsError as error:
         sys.stderr.write(f"torrelque: error: {error}\n")
         return 2

@@ -39,7 +39,9 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
     if unknown := sorted(set(content) - known):
         names = ", ".join(sorted(filter(None, known)))
         raise click.UsageError(f"--config: {path} has an unknown key {unknown[0]!r}; known are {names}")
-    context.default_map = {**(context.default_map or {}), **content}
+    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    values = {key: [value] if key in several and isinstance(value, str) else value for key, value in content.items()}
+    context.default_map = {**(context.default_map or {}), **values}
     return path
 
 
@@ -74,7 +76,8 @@ option goes before the environment, and that before the file.
 
 \b
 Signals: SIGTERM and SIGINT stop the server in order, a second one at once.
-Exit codes: 0 stopped by a signal, 2 the configuration cannot be used, 3 the storage could not be started."""
+Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the storage cannot be started, 130 and
+143 a second signal."""
 )
 @click.option(
     "--config", type=click.Path(), is_eager=True, expose_value=False, callback=_read_config,

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.from_thread
 import anyio.to_thread
-import sniffio
 from anyio.abc import TaskStatus
 
 from .lifecycle import Running, opened
@@ -65,7 +64,7 @@ async def serve(settings: Settings, *, task_status: TaskStatus[Running] = anyio.
     async def host() -> None:
         # Cancelling is asking it to stop: it then drains, within its grace.
         with anyio.CancelScope(shield=True):
-            if sniffio.current_async_library() == "asyncio":
+            if _on_asyncio():
                 await _serve_here(settings, stop, tell)
             else:
                 limiter = anyio.CapacityLimiter(1)
@@ -86,6 +85,14 @@ async def serve(settings: Settings, *, task_status: TaskStatus[Running] = anyio.
         failure = errors.exceptions[0] if len(errors.exceptions) == 1 else errors
     if failure is not None:
         raise failure
+
+
+def _on_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _serve_here(settings: Settings, stop: _Stop, tell: Callable[[Running], None]) -> None:

@@ -18,6 +18,7 @@ from torrelque import (
     TorrelqueFullError,
     TorrelqueLeaseLostError,
     TorrelqueLookupError,
+    TorrelqueNotificationsError,
     TorrelqueNotWorkingError,
     TorrelqueRedisError,
     TorrelqueTimeoutError,
@@ -157,6 +158,13 @@ TABLE: list[tuple[type[BaseException], grpc.StatusCode, str, str, float | None]]
     # Requests are checked before, so these should not come; if one does, it is the request all the same.
     (TorrelqueValueError, StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "a field is out of range", None),
     (TorrelqueTypeError, StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "a field has the wrong type", None),
+    (
+        TorrelqueNotificationsError,
+        StatusCode.FAILED_PRECONDITION,
+        "WATCH_UNAVAILABLE",
+        "the storage of this server is not set up for watching",
+        None,
+    ),
     (
         TorrelqueClosedError, StatusCode.UNAVAILABLE, "SERVER_DRAINING",
         "the server is stopping: connect again", RETRY_AFTER,

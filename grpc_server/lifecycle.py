@@ -60,7 +60,11 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
     """
     authority = Authority(settings.auth_file)
     metrics = Metrics()
-    async with _storage(settings) as url, open_client(url) as client, anyio.create_task_group() as group:
+    async with (
+        _storage(settings) as url,
+        open_client(url, settings.max_queues) as client,
+        anyio.create_task_group() as group,
+    ):
         queues = Queues(client, settings, group)
         limits = Limits(settings)
         metrics.watch_in_flight(limits.in_flight)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
@@ -58,21 +58,26 @@ def start_logging(as_json: bool, level: str) -> None:
     logging.getLogger("grpc._cython.cygrpc").addFilter(_Passing())
 
 
-def run(serving: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[Any], None]) -> None:
-    """Run a server until a signal, which drains it; a second one ends the process at once.
+def run(
+    serving: Callable[..., Coroutine[Any, Any, None]],
+    announce: Callable[[Any], None],
+    at_once: Sequence[signal.Signals] = SIGNALS,
+) -> None:
+    """Run a server until a signal, which drains it.
 
     :param serving: takes ``task_status``, as for ``start`` of a task group, and serves until cancelled
     :param announce: told what ``task_status`` was given
+    :param at_once: signals that end the process at once when it is draining
     """
 
     async def listen(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
         with anyio.open_signal_receiver(*SIGNALS) as signals:
             task_status.started()
-            number = await anext(signals)
-            logger.info("%s: stopping; the same again ends at once", signal.Signals(number).name)
-            scope.cancel()
-            number = await anext(signals)
-            os._exit(128 + number)
+            async for number in signals:
+                if scope.cancel_called and number in at_once:
+                    os._exit(128 + number)
+                logger.info("%s: stopping; a second signal ends at once", signal.Signals(number).name)
+                scope.cancel()
 
     async def main() -> None:
         async with anyio.create_task_group() as outer:

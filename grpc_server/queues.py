@@ -20,6 +20,8 @@ logger = logging.getLogger("torrelque.server")
 
 #: A queue that nobody has used for so many seconds is left.
 IDLE = 300.0
+#: So many connections a queue takes at the most, and so many are for everything else.
+_EACH, _OTHERS = 8, 16
 #: Bytes stay as they are: what a payload is, is for clients to know.
 AS_THEY_ARE = TorrelqueTaskSerialiser(lambda body: body, lambda body: body)
 
@@ -138,11 +140,11 @@ def used(entry: Entry) -> Iterator[Torrelque]:
 
 
 @contextlib.asynccontextmanager
-async def open_client(url: str) -> AsyncIterator[Any]:
-    """Open the client that all queues share."""
+async def open_client(url: str, queues: int) -> AsyncIterator[Any]:
+    """Open the client that all queues share; a number of connections in the URL goes before ours."""
     from redis.asyncio import Redis
 
-    client = Redis.from_url(url, socket_connect_timeout=5)
+    client = Redis.from_url(url, socket_connect_timeout=5, max_connections=_OTHERS + _EACH * queues)
     try:
         yield client
     finally:

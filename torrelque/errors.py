@@ -65,6 +65,10 @@ class TorrelqueDecodeError(TorrelqueError):
         self.body = body
 
 
+class TorrelqueNotificationsError(TorrelqueError):
+    """Redis is not set to send the notifications that ``watch`` needs."""
+
+
 class TorrelqueClosedError(TorrelqueError):
     """The queue was left, or its event loop ended, before the call was done."""
 

@@ -546,7 +546,7 @@ class Torrelque:
         :param task_id: the task
         :param timeout: seconds for the whole watch; without limit by default
         :returns: an asynchronous iterator of states, the last one included
-        :raises TorrelqueError: ``Redis notify-keyspace-events must include KA or Kgh``
+        :raises TorrelqueNotificationsError: ``Redis notify-keyspace-events must include KA or Kgh``
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueTimeoutError: the time has passed
         :raises TorrelqueDecodeError: the result cannot be read

@@ -12,7 +12,13 @@ from .background import Background
 from .batching import Coalescer
 from .calls import Calls, Fields
 from .drivers import Driver
-from .errors import TorrelqueError, TorrelqueLookupError, TorrelqueRedisError, TorrelqueTimeoutError, fresh
+from .errors import (
+    TorrelqueLookupError,
+    TorrelqueNotificationsError,
+    TorrelqueRedisError,
+    TorrelqueTimeoutError,
+    fresh,
+)
 from .keys import Keys
 from .listening import Ear, Hub
 
@@ -40,7 +46,7 @@ class Watches:
     async def open(self, task_id: bytes, timeout: float | None) -> Watcher:
         """Make the watcher of one task; it must be closed.
 
-        :raises TorrelqueError: keyspace notifications are off. A server that does not tell is trusted
+        :raises TorrelqueNotificationsError: keyspace notifications are off. A server that does not tell is trusted
         :raises TorrelqueTimeoutError: the time has passed
         """
         deadline = math.inf if timeout is None else current_time() + timeout
@@ -54,7 +60,7 @@ class Watches:
     async def _check_server(self) -> None:
         flags = await self._background.call(lambda: self._driver.config_get("notify-keyspace-events"))
         if flags is not None and not ("K" in flags and ("A" in flags or {"g", "h"} <= set(flags))):
-            raise TorrelqueError("Redis notify-keyspace-events must include KA or Kgh")
+            raise TorrelqueNotificationsError("Redis notify-keyspace-events must include KA or Kgh")
         self._checked = True
 
 

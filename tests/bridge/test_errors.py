@@ -19,6 +19,7 @@ EXPECTED = {
     "TorrelqueLookupError": "NOT_FOUND/TASK_NOT_FOUND",
     "TorrelqueValueError": "INVALID_ARGUMENT/INVALID_FIELD",
     "TorrelqueTypeError": "INVALID_ARGUMENT/INVALID_FIELD",
+    "TorrelqueNotificationsError": "FAILED_PRECONDITION/WATCH_UNAVAILABLE",
     "TorrelqueNotWorkingError": "FAILED_PRECONDITION/TASK_NOT_WORKING",
     "TorrelqueLeaseLostError": "FAILED_PRECONDITION/LEASE_LOST",
     "TorrelqueDecodeError": "INTERNAL/INTERNAL",  # bytes pass through, nothing is decoded

@@ -6,7 +6,8 @@ import time
 
 import pytest
 import redis
-from support.bridge import Client, refused, seconds
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.bridge import Client, Process, refused, seconds
 
 from grpc_server._pb import torrelque_pb2 as pb
 
@@ -174,3 +175,16 @@ def test_python_workers_beside(client: Client, admin: redis.Redis) -> None:
     task_id = client.enqueue(b'{"n": 1}')
     assert admin.lrange(f"{client.queue}:pending", 0, -1) == [task_id.encode()]
     assert admin.hget(f"{client.queue}:tasks", task_id) == b'{"n": 1}'
+
+
+def test_many_queues(bridge: Process, client: Client, admin: redis.Redis) -> None:
+    """Hundreds of queues in use at a time are served, and the server stays well."""
+    names = [f"{client.queue}.{n}" for n in range(300)]
+    try:
+        for name in names:
+            with_name = pb.EnqueueRequest(queue=name, task=pb.TaskSpec(payload=pb.Payload(data=b"x")))
+            client.stub.Enqueue(with_name, timeout=10)
+        stub = health_pb2_grpc.HealthStub(client.channel)
+        assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+    finally:
+        admin.delete(*[key for name in names for key in admin.scan_iter(f"{name}:*")])

@@ -16,7 +16,6 @@ from support.streams import until
 
 from grpc_server._pb import torrelque_pb2 as pb
 
-
 pytestmark = pytest.mark.alone
 
 

@@ -63,6 +63,15 @@ def test_they_end_with_their_supervisor(storage: str) -> None:
             until(lambda pid=pid: not alive(pid))
 
 
+def test_stopped_all_together(storage: str) -> None:
+    """Who stops the whole group of processes stops the workers twice, and they drain all the same."""
+    with serving("--redis", storage, "--workers", "2", "--grace", "5") as process:
+        until(lambda: len(workers(process)) == 2)
+        for pid in (*workers(process), process.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        assert process.wait() == 0
+
+
 def test_metrics(storage: str, queue: str) -> None:
     """Prometheus finds what was counted, by rpc and code; each worker has a port of its own."""
     with serving("--redis", storage, "--metrics", "127.0.0.1:0") as process, connect(process.address, queue) as client:
