@@ -79,6 +79,10 @@ stubs: $(VENV)/stubs/.done
 bench: $(VENV)/.done $(VENV)/peer/.done
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+# The gRPC server beside a bare one, and its calls beside each other. The clients are in Go.
+bench-grpc: $(VENV)/.done $(VENV)/stubs/.done $(if $(shell command -v go),$(VENV)/go/.done)
+	$(BIN)/python benchmarks/bench_grpc.py $(BENCH)
+
 # What a dequeue and its release cost, part by part.
 ceiling: $(VENV)/.done
 	$(BIN)/python benchmarks/ceiling.py

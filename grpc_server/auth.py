@@ -84,6 +84,7 @@ class Authority:
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._stamp: object = None
+        self._complaint = ""
         self._book = Book((), {})
         if path is not None:
             self._stamp = _stamp(path)
@@ -98,9 +99,12 @@ class Authority:
             if stamp != self._stamp:
                 self._stamp = stamp
                 self._book = read_book(self._path)
+                self._complaint = ""
                 logger.info("The auth file was read again")
         except (OSError, SettingsError) as error:
-            logger.error("The auth file cannot be used, the last good one stays in force: %s", error)
+            if str(error) != self._complaint:  # once, not with each look
+                self._complaint = str(error)
+                logger.error("The auth file cannot be used, the last good one stays in force: %s", error)
 
     def identify(self, context: Any) -> Principal:
         """Find out who calls, by the client's certificate or the bearer token."""
@@ -126,7 +130,7 @@ class Authority:
 
 def authorise(principal: Principal, queue: str, verb: str) -> None:
     """Refuse what was not granted, without telling whether the queue exists."""
-    if not principal.may(queue, verb):
+    if principal is not ANYBODY and not principal.may(queue, verb):
         raise Refused(
             StatusCode.PERMISSION_DENIED, "QUEUE_FORBIDDEN", f"no right to {verb} on this queue", {"queue": queue}
         )
@@ -147,12 +151,12 @@ def read_book(path: str) -> Book:
             content = tomllib.load(file)
     except OSError as error:
         raise SettingsError(f"auth_file cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not even UTF-8
         raise SettingsError(f"auth_file is not TOML: {error}") from None
     _only(content, {"principal"}, "auth_file")
     tokens: list[_Token] = []
     certificates: dict[str, Principal] = {}
-    for i, entry in enumerate(content.get("principal", ())):
+    for i, entry in enumerate(_list(content, "principal", "auth_file")):
         where = f"auth_file: principal {i + 1}"
         _only(entry, {"name", "tokens", "certificates", "grants"}, where)
         principal = Principal(_text(entry, "name", where), tuple(_grants(entry, where)))
@@ -167,6 +171,13 @@ def _only(entry: Any, known: set[str], where: str) -> None:
         raise SettingsError(f"{where} must be a table")
     if unknown := set(entry) - known:
         raise SettingsError(f"{where} has an unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+
+
+def _list(entry: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    values = entry.get(key, [])
+    if not isinstance(values, list):
+        raise SettingsError(f"{where}: {key} must be a list of tables")
+    return values
 
 
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
@@ -185,7 +196,7 @@ def _texts(entry: Mapping[str, Any], key: str, where: str) -> list[str]:
 
 def _grants(entry: Mapping[str, Any], where: str) -> list[Grant]:
     grants: list[Grant] = []
-    for grant in entry.get("grants", ()):
+    for grant in _list(entry, "grants", where):
         _only(grant, {"queues", "verbs"}, f"{where}: a grant")
         verbs = frozenset(_texts(grant, "verbs", where))
         if unknown := verbs - set(VERBS):
@@ -196,7 +207,7 @@ def _grants(entry: Mapping[str, Any], where: str) -> list[Grant]:
 
 def _tokens(entry: Mapping[str, Any], principal: Principal, where: str) -> list[_Token]:
     tokens: list[_Token] = []
-    for token in entry.get("tokens", ()):
+    for token in _list(entry, "tokens", where):
         _only(token, {"sha256", "expires"}, f"{where}: a token")
         try:
             digest = bytes.fromhex(_text(token, "sha256", where))

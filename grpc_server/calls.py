@@ -98,7 +98,8 @@ async def dequeue(visit: Visit, request: pb.DequeueRequest) -> None:
     tasks: Sequence[tuple[TorrelqueTaskId, bytes]] = []
     with anyio.CancelScope() as scope, visit.house.drain.told(scope.cancel):
         tasks = await take(visit, _patience(visit, wait), wanted, MAX_ANSWER)
-    response = pb.DequeueResponse(tasks=[convert.task(each, visit.settings) for each in tasks])
+    response = pb.DequeueResponse()
+    convert.add_tasks(response, tasks, visit.settings)
     try:
         await visit.context.write(response)
     except BaseException:
@@ -133,16 +134,12 @@ def give_back(visit: Visit, task_ids: Sequence[TorrelqueTaskId]) -> None:
     if not task_ids:
         return
     visit.house.metrics.returned.inc(len(task_ids))
-    queue, entry = visit.queue, visit.entry
 
     async def requeue_all() -> None:
-        entry.users += 1
-        try:
+        with visit.entry:
             async with anyio.create_task_group() as group:
                 for task_id in task_ids:
-                    group.start_soon(queue.requeue, task_id)
-        finally:
-            entry.users -= 1
+                    group.start_soon(visit.queue.requeue, task_id)
 
     visit.house.own("Giving back what was not received", requeue_all)
 

@@ -46,6 +46,8 @@ class Credit:
         self._most_bytes = room or math.inf
         self.held: dict[str, Held] = {}
         self._bytes = 0
+        #: No lease ends before.
+        self.next_expiry = math.inf
         self._changed = anyio.Event()
 
     def change(self, tasks: int) -> None:
@@ -65,8 +67,10 @@ class Credit:
         """Note what is about to be delivered."""
         for task_id, body in deliveries:
             self.forget(task_id)
-            self.held[task_id] = Held(task_id, len(body), now + task_id.task_timeout)
+            expires = now + task_id.task_timeout
+            self.held[task_id] = Held(task_id, len(body), expires)
             self._bytes += len(body)
+            self.next_expiry = min(self.next_expiry, expires)
 
     def forget(self, task_id: str) -> None:
         """Give the credit of a task back."""
@@ -86,15 +90,15 @@ class Credit:
         held = self.held.get(task_id)
         if held is not None:
             held.expires = now + (held.task_id.task_timeout if lease is None else lease)
+            self.next_expiry = min(self.next_expiry, held.expires)
 
     def expire(self, now: float) -> None:
         """Drop the tasks whose leases have ended."""
+        if now < self.next_expiry:
+            return
         for held in [held for held in self.held.values() if held.expires <= now]:
             self.forget(held.task_id)
-
-    @property
-    def next_expiry(self) -> float:
-        return min((held.expires for held in self.held.values()), default=math.inf)
+        self.next_expiry = min((held.expires for held in self.held.values()), default=math.inf)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -224,12 +228,13 @@ class Stream:
             give_back(self._visit, [task_id for task_id, _ in tasks])
             return
         settings, metrics = self._visit.settings, self._visit.house.metrics
-        delivery = pb.ConsumeDelivery(tasks=[convert.task(each, settings) for each in tasks])
+        response = pb.ConsumeResponse()
+        convert.add_tasks(response.delivery, tasks, settings)
         before = len(self.credit.held)
         self.credit.add(tasks, anyio.current_time())  # first: a settlement may come before the write returns
         metrics.outstanding.inc(len(self.credit.held) - before)
         try:
-            await self._write(pb.ConsumeResponse(delivery=delivery))
+            await self._write(response)
         except BaseException:
             self._take_back([task_id for task_id, _ in tasks])
             raise

@@ -22,7 +22,6 @@ from .convert import queue_name
 from .errors import Refused, StatusCode, draining, explain, invalid, single
 from .house import House, Visit
 from .limits import CALL
-from .queues import used
 
 logger = logging.getLogger("torrelque.server")
 
@@ -121,7 +120,7 @@ class Guard:
             authorise(principal, name, rpc.verb)
             house.queues.check_served(name)
             entry = await house.queues.entry(name)
-            with used(entry):
+            with entry:
                 return await rpc.handle(Visit(house, context, entry, name), opened or request)
 
     async def _guarded(self, rpc: Rpc, context: Any, enter: Callable[[], Awaitable[Message | None]]) -> Message | None:

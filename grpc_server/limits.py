@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .errors import RETRY_AFTER, Refused, StatusCode, too_many
@@ -19,6 +17,21 @@ CALL, POLL, WATCH, CONSUME = "calls", "polls", "watches", "consumers"
 class _Bucket:
     tokens: float
     at: float
+
+
+class Place:
+    """A place that a call holds. A class, as a generator would cost every call a microsecond more."""
+
+    __slots__ = ("_counted", "_kind", "_limits")
+
+    def __init__(self, limits: Limits, kind: str, counted: str | None) -> None:
+        self._limits, self._kind, self._counted = limits, kind, counted
+
+    def __enter__(self) -> None:
+        self._limits.enter(self._kind, self._counted)
+
+    def __exit__(self, *_: object) -> None:
+        self._limits.leave(self._kind, self._counted)
 
 
 class Limits:
@@ -37,26 +50,30 @@ class Limits:
         self._streams: Counter[str] = Counter()
         self._buckets: dict[str, _Bucket] = {}
 
-    @contextmanager
-    def taken(self, kind: str, caller: str) -> Iterator[None]:
-        """Hold a place for one call."""
+    def taken(self, kind: str, caller: str) -> Place:
+        """Give a place for one call; it is held for the length of a ``with``."""
         if self._rate:
             self._spend(caller)
         if self.in_flight[kind] >= self._most[kind]:
             raise too_many(kind)
-        counts = kind != CALL and self._most_each > 0
-        if counts and self._streams[caller] >= self._most_each:
+        counted = caller if kind != CALL and self._most_each else None
+        if counted is not None and self._streams[counted] >= self._most_each:
             raise too_many(f"{kind} of one caller")
+        return Place(self, kind, counted)
+
+    def enter(self, kind: str, counted: str | None) -> None:
+        """Count a call."""
         self.in_flight[kind] += 1
-        self._streams[caller] += counts
-        try:
-            yield
-        finally:
-            self.in_flight[kind] -= 1
-            if counts:
-                self._streams[caller] -= 1
-                if not self._streams[caller]:
-                    del self._streams[caller]
+        if counted is not None:
+            self._streams[counted] += 1
+
+    def leave(self, kind: str, counted: str | None) -> None:
+        """Count it no more."""
+        self.in_flight[kind] -= 1
+        if counted is not None:
+            self._streams[counted] -= 1
+            if not self._streams[counted]:
+                del self._streams[counted]
 
     def _spend(self, caller: str) -> None:
         """Take a token of the caller's bucket, which holds those of a second."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -40,6 +40,15 @@ class Entry:
         self.pinned = False
         self._end = anyio.Event()
 
+    def __enter__(self) -> Self:
+        """Hold the queue in use."""
+        self.users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.users -= 1
+        self.used_at = time.monotonic()
+
     def end(self) -> None:
         self._end.set()
 
@@ -67,7 +76,7 @@ class Queues:
 
     def check_served(self, name: str) -> None:
         """Refuse a queue that this server does not serve."""
-        if not self._settings.serves(name):
+        if name not in self._entries and not self._settings.serves(name):  # what is in use was seen to be served
             raise Refused(StatusCode.NOT_FOUND, "QUEUE_UNKNOWN", "this queue is not served here", {"queue": name})
 
     async def entry(self, name: str) -> Entry:
@@ -96,6 +105,9 @@ class Queues:
                 entry.used_at = time.monotonic()
                 entry.ready.set()
                 await entry.ended()
+        except Exception:
+            # One queue that fails is no reason to end the others: who asks for it next gets a fresh one.
+            logger.exception("A queue has failed and is left")
         finally:
             entry.ready.set()
             if self._entries.get(name) is entry:
@@ -126,17 +138,6 @@ class Queues:
         """Leave all queues; the group ends when that is done."""
         for name in list(self._entries):
             self._leave(name)
-
-
-@contextlib.contextmanager
-def used(entry: Entry) -> Iterator[Torrelque]:
-    """Hold a queue in use."""
-    entry.users += 1
-    try:
-        yield entry.queue
-    finally:
-        entry.users -= 1
-        entry.used_at = time.monotonic()
 
 
 @contextlib.asynccontextmanager

@@ -12,10 +12,12 @@ import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 #: Where a server listens when nothing else is said.
 DEFAULT_LISTEN = "127.0.0.1:50051"
 MIB = 1 << 20
+_CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 _GLOB = re.compile(r"[A-Za-z0-9_.:{}*?\[\]!-]{1,128}", re.ASCII)
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _DAY = 86_400.0
@@ -43,11 +45,13 @@ class Address:
                 raise SettingsError(f"{name} must be unix:PATH with a path of 1 to 100 bytes: {text!r:.120}")
             return cls(path=path)
         host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
             raise SettingsError(f"{name} must be HOST:PORT with a port of 0 to 65535, or unix:PATH: {text!r:.120}")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if ":" in bare and bare == host:
             raise SettingsError(f"{name}: write an IPv6 address in brackets: [{host}]:{port}")
+        if not _is_host(bare):
+            raise SettingsError(f"{name} must be HOST:PORT, and this is no host: {bare!r:.120}")
         return cls(host=bare, port=int(port))
 
     @property
@@ -138,10 +142,13 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.name in _POSITIVE:
-                _check_range(each.name, getattr(self, each.name), *_POSITIVE[each.name])
+                # Types are strings here, as annotations are not evaluated.
+                _check_range(each.name, getattr(self, each.name), *_POSITIVE[each.name], whole=each.type == "int")
         _check_listen(self.addresses)
-        if self.redis is not None and not self.redis.startswith(_REDIS_SCHEMES):
-            raise SettingsError(f"redis must be a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+        if self.redis is not None:
+            _check_redis(self.redis)
+        if not _CONTENT_TYPE.fullmatch(self.content_type):
+            raise SettingsError(f"content_type must be 1 to 255 characters of ASCII: {self.content_type!r:.80}")
         for glob in self.queues:
             if not _GLOB.fullmatch(glob):
                 raise SettingsError(f"queues must be globs over A-Z a-z 0-9 _ . : - {{ }}: {glob!r:.80}")
@@ -150,8 +157,8 @@ class Settings:
         if self.max_payload > self.max_message:
             raise SettingsError("max_payload must not be greater than max_message")
         self._check_security()
-        if self.metrics is not None:
-            Address.parse(self.metrics, "metrics")
+        if self.metrics is not None and Address.parse(self.metrics, "metrics").path:
+            raise SettingsError("metrics must be HOST:PORT: Prometheus cannot ask over a unix socket")
 
     def _check_security(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):
@@ -160,7 +167,7 @@ class Settings:
             raise SettingsError("tls_client_ca needs tls_cert and tls_key: client certificates come with TLS")
         for name in ("tls_cert", "tls_key", "tls_client_ca", "auth_file"):
             path = getattr(self, name)
-            if path is not None and not os.access(path, os.R_OK):
+            if path is not None and ("\0" in str(path) or not os.access(path, os.R_OK)):
                 raise SettingsError(f"{name} must be a file that can be read: {path!r:.200}")
         for name in ("tls_key", "auth_file"):
             path = getattr(self, name)
@@ -211,9 +218,37 @@ _POSITIVE: dict[str, tuple[float, float]] = {
 }
 
 
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise SettingsError(f"{name} must be a number from {low:g} to {high:g}: {value!r:.80}")
+def _check_range(name: str, value: Any, low: float, high: float, *, whole: bool) -> None:
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        what = "a whole number" if whole else "a number"
+        raise SettingsError(f"{name} must be {what} from {low:g} to {high:g}: {value!r:.80}")
+
+
+def _check_redis(url: str) -> None:
+    """Let the client's own parser judge. What it says stays here: it may quote a part of the password."""
+    from redis.asyncio.connection import parse_url
+
+    if not url.startswith(_REDIS_SCHEMES):
+        raise SettingsError(f"redis must be a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+    try:
+        known, parts = parse_url(url), urlsplit(url)
+        if url.startswith("unix:"):
+            usable = bool(known.get("path"))
+        else:
+            usable = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"/?[0-9]{0,5}", parts.path) is not None
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError("redis must be a URL as redis://HOST:PORT/DB or unix://PATH, and this one cannot be used")
+
+
+def _is_host(text: str) -> bool:
+    """Whether the resolver of names would take it at all."""
+    try:
+        return bool(text.encode("idna")) and text.isprintable() and " " not in text
+    except UnicodeError:
+        return False
 
 
 def _check_listen(addresses: list[Address]) -> None:
@@ -222,6 +257,9 @@ def _check_listen(addresses: list[Address]) -> None:
     fixed = [each for each in addresses if each.path or each.port]
     if len({(each.host, each.port, each.path) for each in fixed}) < len(fixed):
         raise SettingsError("listen names an address twice")
+    for folder in {os.path.dirname(each.path) or "." for each in addresses if each.path}:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise SettingsError(f"listen: no socket can be made in {folder!r:.200}")
 
 
 def valid_queue(name: str) -> bool:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 MAX_SETTLEMENTS = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Release:
     index: int
     task_id: str
@@ -43,7 +43,7 @@ class Release:
         return Release, self.status, self.keep
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Requeue:
     index: int
     task_id: str
@@ -55,7 +55,7 @@ class Requeue:
         return Requeue
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Extend:
     index: int
     task_id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,15 @@ class Certificates:
         if b"PRIVATE KEY" not in key or b"CERTIFICATE" not in chain:
             raise ValueError("they must be PEM")
         authorities = self._client_ca.read_bytes() if self._client_ca else None
+        self._try()
         return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authorities)
+
+    def _try(self) -> None:
+        """Load the files as TLS will: gRPC would only say that it cannot listen, or fail each handshake."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._cert, self._key, password=str)  # none; without it, a terminal would be asked
+        if self._client_ca:
+            context.load_verify_locations(self._client_ca)
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC's own threads before each handshake: no event loop here; ``None`` is no change."""
