@@ -94,7 +94,7 @@ async def _enqueue_alike(queue: Torrelque, specs: list[convert.Spec]) -> list[To
 async def dequeue(visit: Visit, request: pb.DequeueRequest) -> None:
     """Lease tasks, waiting for the first; what cannot be written goes back to the queue at once."""
     wanted = convert.count(request.max_tasks, "max_tasks", MAX_TASKS)
-    wait = convert.seconds(request, "timeout", "timeout", 0.0, convert.MAX_DELAY)
+    wait = convert.wait(request, "timeout")
     tasks: Sequence[tuple[TorrelqueTaskId, bytes]] = []
     with anyio.CancelScope() as scope, visit.house.drain.told(scope.cancel):
         tasks = await take(visit, _patience(visit, wait), wanted, MAX_ANSWER)

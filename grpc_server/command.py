@@ -33,7 +33,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: str | None) -
             content = tomllib.load(file)
     except OSError as error:
         raise click.UsageError(f"--config: {path} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or not even UTF-8
         raise click.UsageError(f"--config: {path} is not TOML: {error}") from None
     known = {parameter.name for parameter in context.command.params} - {"config"}
     if unknown := sorted(set(content) - known):

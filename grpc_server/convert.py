@@ -21,6 +21,8 @@ from .settings import Settings, valid_queue
 #: Caps on times, seconds: a lease, a delay, a result.
 DAY = 86_400.0
 MAX_LEASE, MAX_DELAY, MAX_KEPT, MAX_INTERVAL = DAY, 365 * DAY, 30 * DAY, DAY
+#: The longest Duration, seconds.
+_MAX_DURATION = 315_576_000_000
 #: No shorter time can be kept: Redis counts milliseconds.
 MIN_LENGTH = 0.001
 MAX_BATCH = 1000
@@ -52,12 +54,18 @@ def seconds(message: Any, name: str, path: str, low: float, high: float) -> floa
         return None
     length: Duration = getattr(message, name)
     whole, nanos = length.seconds, length.nanos
-    if abs(whole) > 315_576_000_000 or abs(nanos) > 999_999_999 or (whole > 0 > nanos) or (whole < 0 < nanos):
+    if abs(whole) > _MAX_DURATION or abs(nanos) > 999_999_999 or (whole > 0 > nanos) or (whole < 0 < nanos):
         raise invalid(path, "is no Duration: out of range, or of two signs")
     value = (whole * 1_000_000 + nanos // 1000) / 1e6
     if not low <= value <= high:
         raise invalid(path, f"must be {low:g} to {high:g} seconds")
     return value
+
+
+def wait(message: Any, name: str) -> float | None:
+    """Read how long somebody waits, which is clamped."""
+    value = seconds(message, name, name, 0.0, _MAX_DURATION)
+    return None if value is None else min(value, MAX_DELAY)
 
 
 def lease(message: Any, path: str = "task_timeout") -> float | None:
@@ -153,6 +161,15 @@ def specs(messages: Sequence[pb.TaskSpec], settings: Settings) -> list[Spec]:
     if not 1 <= len(messages) <= MAX_BATCH:
         raise invalid("tasks", f"must be 1 to {MAX_BATCH} tasks")
     return [spec(message, settings, f"tasks[{i}]") for i, message in enumerate(messages)]
+
+
+def known_cursor(request: pb.WatchRequest) -> pb.WatchCursor | None:
+    """Read the place up to which a watcher has seen a task."""
+    if not request.HasField("cursor"):
+        return None
+    if request.cursor.status not in _STATUSES:
+        raise invalid("cursor.status", "is no status that this server knows")
+    return request.cursor
 
 
 # Answers

@@ -115,8 +115,10 @@ class Guard:
         # What has not said what it wants holds no place: streams of headers alone lock nobody out.
         opened = await first(context) if request is None else None
         with house.limits.taken(rpc.kind, principal.name):
-            named = checked(request).queue if opened is None else opened.open.queue
-            name = queue_name(named, house.settings)
+            if opened is None:
+                name = queue_name(checked(request).queue, house.settings)
+            else:
+                name = queue_name(opened.open.queue, house.settings, "open.queue")
             authorise(principal, name, rpc.verb)
             house.queues.check_served(name)
             entry = await house.queues.entry(name)
@@ -134,7 +136,7 @@ class Guard:
             task = asyncio.current_task()
             if task is None or task.cancelling():  # the peer, its deadline, or the end of the server
                 raise
-            await _fail(context, draining())
+            await fail(context, draining())
         except BaseException as raised:
             error = single(raised)
             if isinstance(error, grpc.aio.AbortError | KeyboardInterrupt | SystemExit):
@@ -144,7 +146,7 @@ class Guard:
                 raise asyncio.CancelledError from error
             refused = explain(error)
             code = refused.code.name
-            await _fail(context, refused)
+            await fail(context, refused)
         finally:
             self.in_flight -= 1
             if self._idle is not None and not self.in_flight:
@@ -169,5 +171,6 @@ async def first(context: Any) -> Any:
     return request
 
 
-async def _fail(context: Any, refused: Refused) -> None:
+async def fail(context: Any, refused: Refused) -> None:
+    """End a call with a status and its details."""
     await context.abort(refused.code, refused.text, refused.trailers())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+import grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health import SERVICE_NAME
 
+from .errors import Refused
+from .guard import checked, fail, tolerant
 from .metrics import Metrics
 
 logger = logging.getLogger("torrelque.server")
@@ -34,8 +38,16 @@ class Health:
         self._metrics = metrics
 
     def add_to(self, server: Any) -> None:
-        """Answer on *server*."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        """Answer on *server*; anybody may ask, so junk gets the answer that it gets elsewhere."""
+        spell: dict[str, Any] = {
+            "request_deserializer": tolerant(health_pb2.HealthCheckRequest.FromString),
+            "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
+        }
+        handlers = {
+            "Check": grpc.unary_unary_rpc_method_handler(_parsed(self._servicer.Check), **spell),
+            "Watch": grpc.unary_stream_rpc_method_handler(_parsed(self._servicer.Watch), **spell),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
     async def _tell(self, serving: bool) -> None:
         self._metrics.storage_up.set(serving)
@@ -62,6 +74,17 @@ class Health:
                 logger.warning("Redis %s", "answers again" if serving else "does not answer: not serving")
                 await self._tell(serving)
             await anyio.sleep(INTERVAL if serving else INTERVAL / 4)
+
+
+def _parsed(handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            checked(request)
+        except Refused as refused:
+            await fail(context, refused)
+        return await handle(request, context)
+
+    return call
 
 
 async def _answers(client: Any) -> bool:

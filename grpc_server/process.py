@@ -43,10 +43,14 @@ class JsonLines(logging.Formatter):
 
 
 class _Passing(logging.Filter):
-    """Drops what grpc.aio logs as an error when a client has left: that is no fault."""
+    """Drops what grpcio logs as an error when a client has left, or has sent a header that is no text.
+
+    Neither is a fault of ours, and strangers must not fill the log.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "ExecuteBatchError" not in record.getMessage() and "ExecuteBatchError" not in str(record.exc_info)
+        text = f"{record.getMessage()} {record.exc_info}"
+        return "ExecuteBatchError" not in text and "Invalid encoding" not in text
 
 
 def start_logging(as_json: bool, level: str) -> None:
@@ -56,7 +60,8 @@ def start_logging(as_json: bool, level: str) -> None:
     handler.setFormatter(JsonLines() if as_json else plain)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("torrelque").setLevel(level.upper())
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_Passing())
+    for name in ("grpc._cython.cygrpc", "grpc._common"):
+        logging.getLogger(name).addFilter(_Passing())
 
 
 def run(

@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def idle_since(self) -> float | None:
-        return None if self.users or self.pinned else self.used_at
+        return None if self.users or self.pinned or not self.ready.is_set() else self.used_at
 
 
 class Queues:
@@ -87,7 +87,8 @@ class Queues:
             entry = self._entries[name] = Entry(self._build(name))
             self._group.start_soon(self._keep, name, entry)
         if not entry.ready.is_set():
-            await entry.ready.wait()
+            with entry:
+                await entry.ready.wait()
         return entry
 
     def _build(self, name: str) -> Torrelque:

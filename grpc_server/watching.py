@@ -56,9 +56,9 @@ class Mailbox:
 async def watch(visit: Visit, request: pb.WatchRequest) -> None:
     """Write the states of a task until the final one."""
     task_id = convert.task_id(request.task_id, None)
-    timeout = convert.seconds(request, "timeout", "timeout", 0.0, convert.MAX_DELAY)
+    timeout = convert.wait(request, "timeout")
     progress = convert.seconds(request, "progress_interval", "progress_interval", 0.0, MAX_PROGRESS)
-    known = request.cursor if request.HasField("cursor") else None
+    known = convert.known_cursor(request)
     mailbox = Mailbox()
     await visit.context.send_initial_metadata(())
     with visit.house.drain.told(lambda: mailbox.end(draining())):

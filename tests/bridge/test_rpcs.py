@@ -188,3 +188,11 @@ def test_many_queues(bridge: Process, client: Client, admin: redis.Redis) -> Non
         assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
     finally:
         admin.delete(*[key for name in names for key in admin.scan_iter(f"{name}:*")])
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_junk_to_the_health_service(client: Client, method: str) -> None:
+    """Health is open to anybody, and says of junk what everybody else here says."""
+    call = client.channel.unary_stream(f"/grpc.health.v1.Health/{method}")
+    with refused("INVALID_ARGUMENT/MALFORMED_REQUEST"):
+        list(call(b"\xff", timeout=10))

@@ -1,0 +1,595 @@
+"""Twenty thousand messages that nobody would send, calls that are none, and HTTP/2 that is none: each gets its answer,
+no word of ours gets out, and honest callers notice nothing."""
+
+from __future__ import annotations
+
+import random
+import re
+import secrets
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+import redis
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.bridge import DEADLINE, Client, Process, connect, refusal, seconds, serving
+
+from grpc_server._pb import torrelque_pb2 as pb
+from grpc_server.settings import valid_queue
+
+METHODS = {method.name: method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
+MUTATED, DRAWN, DRAWN_AT_A_TIME = 18_000, 2_000, 100
+
+#: All that a message alone may bring about.
+LEGAL = {
+    "OK", "INVALID_ARGUMENT/MALFORMED_REQUEST", "INVALID_ARGUMENT/INVALID_FIELD", "INVALID_ARGUMENT/PAYLOAD_TOO_LARGE",
+    "INVALID_ARGUMENT/CONTENT_TYPE_MISMATCH", "INVALID_ARGUMENT/STATUS_NOT_FINAL", "NOT_FOUND/TASK_NOT_FOUND",
+    "FAILED_PRECONDITION/TASK_NOT_WORKING", "FAILED_PRECONDITION/LEASE_LOST", "DEADLINE_EXCEEDED/WATCH_TIMEOUT",
+    "UNAVAILABLE/STREAM_EXPIRED",
+}  # fmt: skip
+#: Words of Python, of the library, of grpcio and of Redis. None of them is for strangers.
+INNER = re.compile(r"traceback|exception|error|unexpected|redis|valkey|python|grpc|0x[0-9a-f]{6}|<class|\.py\b", re.I)
+
+
+@dataclass
+class Target:
+    """A server whose waits are short, and a queue that must stay as it is."""
+
+    process: Process
+    client: Client
+    admin: redis.Redis
+    sentinel: str
+    outcomes: Counter[str]
+
+    def image(self) -> dict[bytes, bytes]:
+        """Copy all that is stored of the sentinel."""
+        return {key: self.admin.dump(key) for key in self.admin.scan_iter(f"{self.sentinel}:*", count=1000)}
+
+    def call(self, rpc: str, kind: str) -> Any:
+        """Make a call of bytes to bytes."""
+        return getattr(self.client.channel, kind)(f"/{METHODS[rpc].containing_service.full_name}/{rpc}")
+
+    def note(self, rpc: str, data: object, name: str) -> None:
+        assert name in LEGAL, (rpc, data, name)
+        self.outcomes[name] += 1
+
+
+@pytest.fixture(scope="module")
+def target(storage: str) -> Iterator[Target]:
+    """A server for this file, on a database of its own."""
+    url = f"{storage}?db=5"
+    options = ["--default-wait", "0.02", "--max-wait", "0.05", "--stream-age", "0.1", "--max-queues", "100000"]
+    sentinel = f"s{secrets.token_hex(8)}"
+    with redis.Redis.from_url(url) as admin, serving("--redis", url, *options) as process:
+        with connect(process.address, "fuzz") as client:
+            with connect(process.address, sentinel) as owner:
+                for number in range(20):
+                    owner.enqueue(b"%d" % number, delay=seconds(3600 * (number % 2)))
+                for task in owner.dequeue(5):
+                    if int(task.payload.data) % 4:
+                        owner.release(task.task_id, result=pb.Payload(data=b"r"))
+            yield Target(process, client, admin, sentinel, Counter())
+        admin.flushdb()
+    for sign in ("Traceback", "never retrieved", "ERROR", "was never awaited"):
+        assert sign not in process.log(), process.log()
+
+
+@pytest.fixture(autouse=True)
+def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the server answers, the sentinel is as it was, and all else is in queues with legal names."""
+    if "target" not in request.fixturenames:
+        yield
+        return
+    target: Target = request.getfixturevalue("target")
+    before = target.image()
+    assert before
+    yield
+    with connect(target.process.address, "honest") as honest:
+        task_id = honest.enqueue(b"honest")
+        assert [task.task_id for task in honest.dequeue()] == [task_id]
+        honest.release(task_id)
+    assert target.image() == before
+    suffix = re.compile(r":(?:pending|dequeueing|undequeued|working|delayed|tasks|task:[^\x00-\x1f\x7f-\x9f]+)\Z")
+    for key in target.admin.scan_iter(count=1000):
+        name, parts, _ = key.decode().partition(suffix.search(key.decode())[0])
+        assert parts
+        assert valid_queue(name), key
+
+
+# Messages
+
+
+def send_all(target: Target, cases: Sequence[tuple[str, bytes]]) -> None:
+    """Send messages, many at a time, and look at how each ends."""
+    alone = [case for case in cases if not METHODS[case[0]].server_streaming]
+    streamed = [case for case in cases if METHODS[case[0]].server_streaming]
+    with ThreadPoolExecutor(24) as pool:
+        streams = [pool.submit(stream_one, target, rpc, data) for rpc, data in streamed]
+        calls = {rpc: target.call(rpc, "unary_unary") for rpc in METHODS}
+        for start in range(0, len(alone), 200):
+            window = alone[start : start + 200]
+            futures = [calls[rpc].future(data, timeout=DEADLINE) for rpc, data in window]
+            for (rpc, data), future in zip(window, futures, strict=True):
+                target.note(rpc, data, ended(rpc, lambda future=future: [future.result()]))
+        for (rpc, data), stream in zip(streamed, streams, strict=True):
+            target.note(rpc, data, stream.result())
+
+
+def stream_one(target: Target, rpc: str, data: bytes) -> str:
+    if rpc != "Consume":
+        return ended(rpc, lambda: list(target.call(rpc, "unary_stream")(data, timeout=DEADLINE)))
+    opening = pb.ConsumeRequest(open=pb.ConsumeOpen(queue="fuzz", max_outstanding_tasks=1)).SerializeToString()
+    # Every other one comes after a good beginning.
+    requests = [opening, data] if len(data) % 2 else [data]
+    return ended(rpc, lambda: list(target.call(rpc, "stream_stream")(iter(requests), timeout=DEADLINE)))
+
+
+def ended(rpc: str, wait: Callable[[], list[bytes]]) -> str:
+    """Name the end of a call; what it says in words must be for strangers."""
+    try:
+        answers = wait()
+    except grpc.RpcError as error:
+        refused = refusal(error)
+        assert not INNER.search(refused.text), refused
+        assert not INNER.search(" ".join(refused.fields)), refused
+        return refused.name
+    for answer in answers:
+        for item in items(rpc, answer):
+            assert not INNER.search(item.message), item
+            assert f"{grpc_code(item.code)}/{item.reason}" in LEGAL, item
+    return "OK"
+
+
+def items(rpc: str, answer: bytes) -> Sequence[pb.ItemError]:
+    if rpc == "BatchRelease":
+        return pb.BatchReleaseResponse.FromString(answer).errors
+    return pb.ConsumeResponse.FromString(answer).settled.errors if rpc == "Consume" else ()
+
+
+def grpc_code(number: int) -> str:
+    return next(code.name for code in grpc.StatusCode if code.value[0] == number)
+
+
+def seeds(client: Client) -> list[tuple[str, bytes]]:
+    """Valid requests of every rpc, about tasks in several states."""
+    queue = client.queue
+    for number in range(6):
+        client.enqueue(b"%d" % number)
+    working = [task.task_id for task in client.dequeue(4)]
+    client.release(working[3], result=pb.Payload(data=b"r"))
+    payload = pb.Payload(data=b'{"a": 1}', content_type="application/json")
+    spec = pb.TaskSpec(payload=payload, task_timeout=seconds(60), delay=seconds(1.5), request_id="r-1")
+    actions: list[dict[str, Any]] = [
+        {"release": pb.ReleaseAction(result=payload, result_ttl=seconds(60), status=pb.TASK_STATUS_REJECTED)},
+        {"requeue": pb.RequeueAction(delay=seconds(5), task_timeout=seconds(60))},
+        {"extend": pb.ExtendAction(task_timeout=seconds(600))},
+    ]
+    settlements = [pb.Settlement(task_id=working[i], dequeue_count=1, **action) for i, action in enumerate(actions)]
+    held: dict[str, Any] = {"queue": queue, "task_id": working[2], "dequeue_count": 1}
+    requests: dict[str, list[Any]] = {
+        "Enqueue": [pb.EnqueueRequest(queue=queue, task=spec)],
+        "BatchEnqueue": [pb.BatchEnqueueRequest(queue=queue, tasks=[spec, pb.TaskSpec(payload=payload), spec])],
+        "Dequeue": [pb.DequeueRequest(queue=queue, max_tasks=3, timeout=seconds(0.01), worker_id="w")],
+        "ExtendLease": [pb.ExtendLeaseRequest(**held, task_timeout=seconds(60))],
+        "Requeue": [pb.RequeueRequest(**held, delay=seconds(60), task_timeout=seconds(60))],
+        "Release": [pb.ReleaseRequest(**held, result=payload, result_ttl=seconds(60), status=pb.TASK_STATUS_COMPLETED)],
+        "BatchRelease": [pb.BatchReleaseRequest(queue=queue, settlements=settlements)],
+        "GetTaskState": [pb.GetTaskStateRequest(queue=queue, task_id=working[3])],
+        "GetQueueStats": [pb.GetQueueStatsRequest(queue=queue)],
+        "Watch": [
+            pb.WatchRequest(
+                queue=queue, task_id=task_id, timeout=seconds(0.05), progress_interval=seconds(0.1),
+                cursor=pb.WatchCursor(revision=2, status=pb.TASK_STATUS_WORKING),
+            )
+            for task_id in (working[2], working[3])
+        ],
+        "Consume": [
+            pb.ConsumeRequest(open=pb.ConsumeOpen(queue=queue, max_outstanding_tasks=2, max_outstanding_bytes=10)),
+            pb.ConsumeRequest(open=pb.ConsumeOpen(queue=queue, max_outstanding_tasks=2, disconnect_policy=2)),
+            pb.ConsumeRequest(credit=pb.ConsumeCredit(max_outstanding_tasks=2)),
+            pb.ConsumeRequest(settle=pb.ConsumeSettle(sequence=1, settlements=settlements)),
+        ],
+        "Sweep": [pb.SweepRequest(queue=queue)],
+        "ScheduleSweep": [pb.ScheduleSweepRequest(queue=queue, interval=seconds(3600))],
+        "UnscheduleSweep": [pb.UnscheduleSweepRequest(queue=queue)],
+    }  # fmt: skip
+    assert set(requests) == set(METHODS)
+    return [(rpc, request.SerializeToString()) for rpc, of in requests.items() for request in of]
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """Spoil a message: flip bits, cut, insert, double, or swap bytes; sometimes more than once."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 4))):
+        at = chance.randrange(len(changed) + 1)
+        kind = chance.randrange(6)
+        if kind <= 1 and at < len(changed):
+            changed[at] ^= 1 << chance.randrange(8)
+        elif kind == 2:
+            del changed[at : at + chance.choice((1, 2, len(changed)))]
+        elif kind == 3:
+            changed[at:at] = chance.randbytes(chance.choice((1, 2, 8, 300)))
+        elif kind == 4:
+            changed[at:at] = changed[at : at + 20]
+        elif at < len(changed):
+            changed[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
+    return bytes(changed)
+
+
+def test_mutations_of_valid_messages(target: Target) -> None:
+    """Bits flipped, bytes cut and put in, in requests of every rpc: an answer of the table, each time."""
+    chance = random.Random(20_260_101)
+    known = seeds(target.client)
+    cases = [(rpc, mutated(data, chance)) for rpc, data in (chance.choice(known) for _ in range(MUTATED))]
+    target.outcomes.clear()
+    send_all(target, cases)
+    assert target.outcomes.total() == MUTATED
+    # It was no one-sided play: many were taken, and many refused for each of the main reasons.
+    for name in ("OK", "INVALID_ARGUMENT/MALFORMED_REQUEST", "INVALID_ARGUMENT/INVALID_FIELD"):
+        assert target.outcomes[name] > MUTATED / 50, target.outcomes
+
+
+# Messages that are well formed and say anything
+
+NUMBERS = st.sampled_from((-(2**31), -1, 0, 1, 2, 2**31 - 1))
+TEXTS = st.one_of(
+    st.sampled_from(("", "fuzz", "f:2", "{f}", "r-1", "../fuzz", "*", "application/json", "x" * 129)),
+    st.text(max_size=20),
+)
+
+
+def durations() -> st.SearchStrategy[Duration]:
+    whole = st.sampled_from((0, 0, 0, 1, 60, -1, 86_400, 315_576_000_001, 2**63 - 1, -(2**63)))
+    nanos = st.sampled_from((0, 0, 1_000_000, 1, -1, 999_999_999, 10**9, -(2**31)))
+    return st.builds(Duration, seconds=whole, nanos=nanos)
+
+
+def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if field.message_type is not None:
+        if field.message_type.full_name == Duration.DESCRIPTOR.full_name:
+            return durations()
+        return messages(field.message_type)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return TEXTS if field.type == FieldDescriptor.TYPE_STRING else st.binary(max_size=50)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_UINT64:
+        return st.integers(0, 2**64 - 1)
+    return NUMBERS
+
+
+def messages(of: Any) -> st.SearchStrategy[Any]:
+    """Draw messages of a type: any field may be there or not, and hold anything its type allows."""
+    singles = {field.name: values(field) for field in of.fields if field.containing_oneof is None}
+    several = {field.name for field in of.fields if field.is_repeated}
+    for name in several:
+        singles[name] = st.lists(singles[name], max_size=3)
+    parts = [st.fixed_dictionaries({}, optional=singles)]
+    for oneof in of.oneofs:
+        choices = [st.fixed_dictionaries({field.name: values(field)}) for field in oneof.fields]
+        parts.append(st.one_of(st.just({}), *choices))
+
+    def build(drawn: tuple[dict[str, Any], ...]) -> Any:
+        return GetMessageClass(of)(**{name: value for part in drawn for name, value in part.items()})
+
+    return st.tuples(*parts).map(build)
+
+
+def cases() -> st.SearchStrategy[tuple[str, bytes]]:
+    def case(rpc: str) -> st.SearchStrategy[tuple[str, bytes]]:
+        drawn = messages(METHODS[rpc].input_type).map(lambda message: message.SerializeToString())
+        return st.tuples(st.just(rpc), st.one_of(drawn, drawn, st.binary(max_size=100)))
+
+    return st.one_of(*[case(rpc) for rpc in METHODS])
+
+
+def test_drawn_messages(target: Target) -> None:
+    """Any bytes, and any message that can be spelled: an answer of the table, each time."""
+    sent = 0
+
+    @settings(
+        max_examples=DRAWN // DRAWN_AT_A_TIME, derandomize=True, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.lists(cases(), min_size=DRAWN_AT_A_TIME, max_size=DRAWN_AT_A_TIME))
+    def run(drawn: list[tuple[str, bytes]]) -> None:
+        nonlocal sent
+        sent += len(drawn)
+        send_all(target, drawn)
+
+    run()
+    assert sent >= DRAWN
+
+
+# Calls of what is not there
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/torrelque.v1.TorrelqueService/enqueue", "/torrelque.v1.TorrelqueService/", "/torrelque.v1.TorrelqueService",
+        "/torrelque.v1.TorrelqueService/Enqueue/", "/torrelque.v1.TorrelqueService/Sweep", "/torrelque.v2.X/Enqueue",
+        "/TorrelqueService/Enqueue", "/", "//", "/../Enqueue", "/torrelque.v1.TorrelqueService/Enqueue?x=1", "/%00/%0a",
+        "/" + "x" * 4000,
+    ],
+)  # fmt: skip
+def test_a_wrong_path(target: Target, path: str) -> None:
+    """What is not served is UNIMPLEMENTED, however it is asked for."""
+    for kind in ("unary_unary", "unary_stream"):
+        with pytest.raises(grpc.RpcError) as raised:
+            answer = getattr(target.client.channel, kind)(path)(b"", timeout=DEADLINE)
+            list(answer)
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_inflated_messages(target: Target) -> None:
+    """What is small on the way and large after it counts as large."""
+    request = pb.EnqueueRequest(queue="fuzz", task=pb.TaskSpec(payload=pb.Payload(data=bytes(64 << 20))))
+    with pytest.raises(grpc.RpcError) as raised:
+        target.client.stub.Enqueue(request, timeout=DEADLINE, compression=grpc.Compression.Gzip)
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    request.task.payload.data = bytes(1000)
+    assert target.client.stub.Enqueue(request, timeout=DEADLINE, compression=grpc.Compression.Gzip).task_id
+
+
+# HTTP/2, by hand
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST, SETTINGS, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+ENQUEUE, CONSUME = "/torrelque.v1.TorrelqueService/Enqueue", "/torrelque.v1.TorrelqueService/Consume"
+
+
+def frame(kind: int, flags: int, stream: int, body: bytes = b"", length: int | None = None) -> bytes:
+    """Spell a frame, whose length may be a lie."""
+    size = len(body) if length is None else length
+    return struct.pack(">IBI", size << 8 | kind, flags, stream) + body
+
+
+def number(value: int) -> bytes:
+    """Spell the length of a string of a header."""
+    if value < 127:
+        return bytes([value])
+    out, value = bytearray([127]), value - 127
+    while value >= 128:
+        out.append(value % 128 + 128)
+        value //= 128
+    return bytes(out) + bytes([value])
+
+
+def header(name: bytes, value: bytes) -> bytes:
+    """Spell a header: literal, not indexed."""
+    return b"\0" + number(len(name)) + name + number(len(value)) + value
+
+
+def block(path: str = ENQUEUE, more: Sequence[tuple[bytes, bytes]] = (), **changed: bytes) -> bytes:
+    """Spell the headers of a call."""
+    usual = {":method": b"POST", ":scheme": b"http", ":path": path.encode(), ":authority": b"x", "te": b"trailers"}
+    usual |= {"content-type": b"application/grpc", **{name.replace("_", "-"): value for name, value in changed.items()}}
+    return b"".join(header(name.encode(), value) for name, value in usual.items()) + b"".join(
+        header(name, value) for name, value in more
+    )
+
+
+def message(data: bytes, flag: int = 0, length: int | None = None) -> bytes:
+    """Spell a message with its prefix, which may be a lie."""
+    return struct.pack(">BI", flag, len(data) if length is None else length) + data
+
+
+GOOD = pb.EnqueueRequest(queue="fuzz", task=pb.TaskSpec(payload=pb.Payload(data=b"1"))).SerializeToString()
+
+
+class Wire:
+    """A connection that says what it is told to."""
+
+    def __init__(self, target: Target, *, preface: bytes = PREFACE + frame(SETTINGS, 0, 0)) -> None:
+        host, _, port = target.process.address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), 10)
+        self._rest = b""
+        self.send(preface)
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def send(self, data: bytes) -> bool:
+        """Send; returns whether anybody listens still."""
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            return False
+        return True
+
+    def call(self, stream: int, headers: bytes, body: bytes) -> None:
+        """Send a call; long headers go in several frames."""
+        first, *more = [headers[start : start + 16_000] for start in range(0, len(headers), 16_000)]
+        frames = [frame(HEADERS, 0 if more else END_HEADERS, stream, first)]
+        frames += [frame(CONTINUATION, END_HEADERS if part is more[-1] else 0, stream, part) for part in more]
+        self.send(b"".join(frames) + frame(DATA, END_STREAM, stream, body))
+
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Read frames until the end of the connection."""
+        while True:
+            while len(self._rest) < 9 or len(self._rest) < 9 + (size := int.from_bytes(self._rest[:3], "big")):
+                try:
+                    more = self._socket.recv(65536)
+                except ConnectionError:
+                    return
+                if not more:
+                    return
+                self._rest += more
+            body, kind, flags = self._rest[9 : 9 + size], self._rest[3], self._rest[4]
+            stream = int.from_bytes(self._rest[5:9], "big")
+            self._rest = self._rest[9 + size :]
+            if kind == SETTINGS and not flags & ACK:
+                self.send(frame(SETTINGS, ACK, 0))
+            elif kind == PING and not flags & ACK:
+                self.send(frame(PING, ACK, 0, body))
+            yield kind, flags, stream, body
+
+    def end_of(self, stream: int) -> tuple[str, bytes]:
+        """Wait until a stream, or the whole connection, has ended; tells how, and what its headers held."""
+        said = b""
+        for kind, flags, of, body in self.frames():
+            if kind == HEADERS and of == stream:
+                said += body
+                if flags & END_STREAM:
+                    return "answered", said
+            elif kind == RST and of == stream:
+                return "reset", said
+            elif kind == GOAWAY:
+                return "goaway", body
+        return "closed", said
+
+
+def test_an_honest_call_by_hand(target: Target) -> None:
+    """The hand that writes the frames below writes good ones too."""
+    with Wire(target) as wire:
+        wire.call(1, block(), message(GOOD))
+        assert wire.end_of(1)[0] == "answered"
+    assert target.client.stats().tasks > 0
+
+
+BAD_CALLS: dict[str, tuple[bytes, bytes]] = {
+    "content_type_text": (block(content_type=b"text/plain"), message(GOOD)),
+    "content_type_json": (block(content_type=b"application/json"), message(GOOD)),
+    "method_get": (block() + header(b":method", b"GET"), message(GOOD)),
+    "prefix_of_the_most": (block(), message(GOOD, length=2**32 - 1)),
+    "compressed_without_encoding": (block(), message(GOOD, flag=1)),
+    "unknown_flag": (block(), message(GOOD, flag=7)),
+    "not_gzip": (block(grpc_encoding=b"gzip"), message(GOOD, flag=1)),
+    "unknown_encoding": (block(grpc_encoding=b"br"), message(GOOD, flag=1)),
+    "two_messages": (block(), message(GOOD) * 2),
+    "timeout_of_ages": (block(grpc_timeout=b"99999999H"), message(GOOD)),
+    "timeout_of_nothing": (block(grpc_timeout=b"0n"), message(GOOD)),
+    "timeout_below_zero": (block(grpc_timeout=b"-1S"), message(GOOD)),
+    "timeout_of_junk": (block(grpc_timeout=b"soon"), message(GOOD)),
+    "timeout_empty": (block(grpc_timeout=b""), message(GOOD)),
+    "metadata_too_large": (block(more=[(b"x-large", b"x" * 12_000)] * 2), message(GOOD)),
+    "metadata_too_many": (block(more=[(b"x-%d" % i, b"y") for i in range(1000)]), message(GOOD)),
+    "metadata_not_base64": (block(more=[(b"x-bin", b"!!!")]), message(GOOD)),
+    "name_in_capitals": (block(more=[(b"X-Odd", b"y")]), message(GOOD)),
+    "no_path": (header(b":method", b"POST"), message(GOOD)),
+    "headers_that_are_none": (b"\xff" * 40, message(GOOD)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_call(target: Target, name: str) -> None:
+    """Headers and prefixes that lie are answered, or the stream is reset; nobody is left waiting."""
+    headers, body = BAD_CALLS[name]
+    with Wire(target) as wire:
+        wire.call(1, headers, body)
+        how, said = wire.end_of(1)
+    assert how in {"answered", "reset"}
+    assert not re.search(rb"traceback|redis|<class", said, re.I)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(1000), b"\xff" * 1000, b"\x16\x03\x01\x02\x00\x01\x00" + bytes(600),
+        PREFACE + b"\xff" * 100, PREFACE + frame(SETTINGS, 0, 0, b"x"), PREFACE + frame(DATA, 0, 1, b"x"),
+        PREFACE + frame(SETTINGS, 0, 0) + frame(WINDOW, 0, 0, bytes(4)),
+        PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 0, 1, block()) + frame(DATA, 0, 1, b"x"),
+        PREFACE + frame(SETTINGS, 0, 0) + frame(DATA, 0, 0, b"x" * 70_000),
+    ],
+    ids=[
+        "http1", "zeros", "ones", "tls", "junk_after_preface", "settings_of_one_byte", "data_first", "window_of_zero",
+        "headers_cut_by_data", "oversized",
+    ],
+)  # fmt: skip
+def test_what_is_no_http2(target: Target, data: bytes) -> None:
+    """A peer that does not speak HTTP/2 is hung up on."""
+    with Wire(target, preface=data) as wire:
+        for kind, *_ in wire.frames():
+            if kind == GOAWAY:
+                break
+
+
+def test_frames_that_are_cut_off(target: Target) -> None:
+    """A connection may end anywhere in a call."""
+    whole = PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, block())
+    whole += frame(DATA, END_STREAM, 1, message(GOOD))
+    for end in range(1, len(whole), 7):
+        with Wire(target, preface=whole[:end]):
+            pass
+
+
+def test_streams_without_messages(target: Target) -> None:
+    """Twenty calls of each rpc that say nothing after their headers, or half of it, do not lock anybody out."""
+    silences = (None, b"", b"\0\0", message(GOOD, length=1000))
+    with Wire(target) as wire:
+        stream = -1
+        for rpc, method in METHODS.items():
+            headers = block(f"/{method.containing_service.full_name}/{rpc}")
+            for i in range(20):
+                stream += 2
+                silence = silences[i % len(silences)]
+                wire.send(frame(HEADERS, END_HEADERS, stream, headers))
+                if silence is not None:
+                    wire.send(frame(DATA, END_STREAM, stream, silence))
+        with connect(target.process.address, "fuzz") as honest:
+            honest.enqueue()
+            assert len(honest.dequeue()) == 1
+            opening = pb.ConsumeRequest(open=pb.ConsumeOpen(queue="fuzz", max_outstanding_tasks=1))
+            assert next(honest.stub.Consume(iter([opening]), timeout=DEADLINE)).HasField("opened")
+
+
+def honest_calls(target: Target) -> None:
+    """Call while somebody else floods."""
+    with connect(target.process.address, "honest") as honest:
+        for _ in range(20):
+            began = time.monotonic()
+            honest.stats()
+            assert time.monotonic() - began < 5
+
+
+def flood(target: Target, make: Callable[[int], bytes], count: int) -> None:
+    """Send many pieces on one connection, beside honest calls."""
+    with ThreadPoolExecutor(1) as pool, Wire(target) as wire:
+        honest = pool.submit(honest_calls, target)
+        for number_ in range(count):
+            if not wire.send(make(number_)):
+                break
+        honest.result(60)
+
+
+def test_a_flood_of_resets(target: Target) -> None:
+    """Thousands of calls that are taken back at once are borne, or the connection is ended."""
+    headers = block()
+
+    def make(n: int) -> bytes:
+        stream = 2 * n + 1
+        return frame(HEADERS, END_HEADERS, stream, headers) + frame(RST, 0, stream, bytes(4))
+
+    flood(target, make, 3000)
+
+
+def test_floods_of_small_frames(target: Target) -> None:
+    """So are pings, settings, and headers without end."""
+    flood(target, lambda n: frame(PING, 0, 0, struct.pack(">Q", n)), 3000)
+    flood(target, lambda _: frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65_535)), 3000)
+    flood(target, lambda n: frame(CONTINUATION, 0, 1, header(b"x", b"y")) if n else frame(HEADERS, 0, 1, block()), 3000)
+
+
+def test_consumers_that_are_reset(target: Target) -> None:
+    """Streams that are opened well and reset give their places and their connections back."""
+    opening = pb.ConsumeRequest(open=pb.ConsumeOpen(queue="fuzz-resets", max_outstanding_tasks=1)).SerializeToString()
+    with Wire(target) as wire:
+        for n in range(300):
+            stream = 2 * n + 1
+            wire.send(frame(HEADERS, END_HEADERS, stream, block(CONSUME)) + frame(DATA, 0, stream, message(opening)))
+            wire.send(frame(RST, 0, stream, struct.pack(">I", 8)))
+        honest_calls(target)

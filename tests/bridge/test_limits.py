@@ -1,0 +1,365 @@
+"""How much at a time: one more is refused and told when to try again, and a place is free again after it was used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import secrets
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import redis
+from support.bridge import DEADLINE, Client, Process, connect, refusal, refused, seconds, serving
+from support.streams import consuming, until
+
+from grpc_server._pb import torrelque_pb2 as pb
+
+MOST = 3
+
+
+@dataclass
+class Guest(Client):
+    """A client that can ask the server how many calls it holds."""
+
+    process: Process
+
+    def in_flight(self, kind: str) -> int:
+        """Count the calls of a kind."""
+        until(lambda: "metrics on port" in self.process.log())
+        port = self.process.log().partition("metrics on port ")[2].split()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
+            found = re.search(rf'torrelque_in_flight{{kind="{kind}"}} (\d+)', answer.read().decode())
+        return int(found[1]) if found else 0
+
+
+@contextlib.contextmanager
+def visiting(process: Process, queue: str) -> Iterator[Guest]:
+    with connect(process.address, queue) as client:
+        yield Guest(client.channel, queue, process)
+
+
+@pytest.fixture(scope="module")
+def narrow(storage: str) -> Iterator[Process]:
+    """A server with little room, which is not swept: so no time matters."""
+    kinds = ("polls", "watches", "consumers", "queues")
+    options = ["--metrics", "127.0.0.1:0", *[part for kind in kinds for part in (f"--max-{kind}", str(MOST))]]
+    with serving("--redis", storage, "--no-sweep", "--max-wait", "3600", *options) as process:
+        yield process
+    assert "Traceback" not in process.log()
+
+
+@pytest.fixture(scope="module")
+def shared(admin: redis.Redis) -> Iterator[str]:
+    """One queue for the whole module, as there is room for few."""
+    name = f"t{secrets.token_hex(6)}"
+    yield name
+    if keys := list(admin.scan_iter(f"{name}:*")):
+        admin.delete(*keys)
+
+
+@pytest.fixture
+def client(narrow: Process, shared: str) -> Iterator[Guest]:
+    with visiting(narrow, shared) as client:
+        # What the test before has left is on its way out.
+        until(lambda: not any(client.in_flight(kind) for kind in KINDS))
+        yield client
+
+
+# What holds a place, and how one sees that it does
+
+
+@contextlib.contextmanager
+def polling(client: Guest, metadata: Any = None) -> Iterator[None]:
+    """Wait for a task that does not come."""
+    before = client.in_flight("polls")
+    request = pb.DequeueRequest(queue=client.queue, timeout=seconds(1000))
+    call = client.stub.Dequeue.future(request, timeout=DEADLINE, metadata=metadata)
+    try:
+        until(lambda: call.done() or client.in_flight("polls") > before)
+        if call.done():
+            call.result()
+        yield
+    finally:
+        call.cancel()
+
+
+@contextlib.contextmanager
+def watching(client: Guest, metadata: Any = None) -> Iterator[None]:
+    """Watch a task to which nothing happens."""
+    spec = pb.TaskSpec(delay=seconds(1000), request_id="watched")
+    client.stub.Enqueue(pb.EnqueueRequest(queue=client.queue, task=spec), timeout=DEADLINE, metadata=metadata)
+    request = pb.WatchRequest(queue=client.queue, task_id="watched")
+    call = client.stub.Watch(request, timeout=DEADLINE, metadata=metadata)
+    try:
+        next(call)
+        yield
+    finally:
+        call.cancel()
+
+
+@contextlib.contextmanager
+def opened(client: Guest) -> Iterator[None]:
+    """Consume what does not come."""
+    with consuming(client) as stream:
+        stream.opened()
+        yield
+
+
+def try_polling(client: Guest, metadata: Any = None) -> None:
+    client.stub.Dequeue(pb.DequeueRequest(queue=client.queue, timeout=seconds(0)), timeout=DEADLINE, metadata=metadata)
+
+
+def try_watching(client: Guest) -> None:
+    with watching(client):
+        pass
+
+
+def try_consuming(client: Guest) -> None:
+    with opened(client):
+        pass
+
+
+Holding = Callable[[Guest], AbstractContextManager[None]]
+KINDS: dict[str, tuple[Holding, Callable[[Guest], None]]] = {
+    "polls": (polling, try_polling),
+    "watches": (watching, try_watching),
+    "consumers": (opened, try_consuming),
+}
+
+
+def is_refused(call: Callable[[], object]) -> bool:
+    """Whether there is no room; whatever else goes wrong is raised."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        said = refusal(error)
+    else:
+        return False
+    assert said.name == "RESOURCE_EXHAUSTED/TOO_MANY_STREAMS"
+    return True
+
+
+def enter(held: contextlib.ExitStack, hold: Holding, client: Guest) -> None:
+    """Take a place, once the one that was used before has been given back."""
+    until(lambda: not is_refused(lambda: held.enter_context(hold(client))))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_too_many(client: Guest, kind: str) -> None:
+    """The last place is given; the next caller is told when to try again, and gets in after one has left."""
+    hold, attempt = KINDS[kind]
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as one:
+        enter(one, hold, client)
+        for _ in range(MOST - 1):
+            enter(held, hold, client)
+        until(lambda: is_refused(lambda: attempt(client)))
+        with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS") as details:
+            attempt(client)
+        assert details[0].retry_after == 0.5
+        assert kind in details[0].text
+        for other in KINDS:  # each kind has its own room
+            if other != kind:
+                until(lambda other=other: not is_refused(lambda: KINDS[other][1](client)))
+        client.stats()
+        one.close()
+        until(lambda: not is_refused(lambda: attempt(client)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_are_given_back(client: Guest, kind: str) -> None:
+    """Calls that are refused, cancelled, or end in their own way leave no place behind."""
+    hold, attempt = KINDS[kind]
+    for _ in range(5 * MOST):
+        until(lambda: not is_refused(lambda: attempt(client)))
+        with contextlib.suppress(grpc.RpcError), hold(client):
+            pass
+    bad = {
+        "polls": lambda: client.stub.Dequeue(pb.DequeueRequest(queue=client.queue, max_tasks=-1), timeout=DEADLINE),
+        "watches": lambda: list(client.stub.Watch(pb.WatchRequest(queue=client.queue), timeout=DEADLINE)),
+        "consumers": lambda: list(client.stub.Consume(iter([]), timeout=DEADLINE)),
+    }
+    for _ in range(5 * MOST):
+        until(lambda: not is_refused(lambda: attempt(client)))
+        with refused("INVALID_ARGUMENT/INVALID_FIELD"):
+            bad[kind]()
+    with contextlib.ExitStack() as all_places:
+        for _ in range(MOST):
+            enter(all_places, hold, client)
+        until(lambda: is_refused(lambda: attempt(client)))
+
+
+def test_a_client_that_is_gone(narrow: Process, client: Guest) -> None:
+    """Whoever vanishes with their connection leaves their places."""
+    with visiting(narrow, client.queue) as gone, contextlib.ExitStack() as held:
+        for _ in range(MOST):
+            enter(held, opened, gone)
+        assert is_refused(lambda: try_consuming(client))
+        gone.channel.close()
+        until(lambda: not is_refused(lambda: try_consuming(client)))
+
+
+def test_streams_that_say_nothing(client: Guest) -> None:
+    """Streams that were begun and never opened hold no place, however many."""
+    silent = threading.Event()
+
+    def requests() -> Iterator[pb.ConsumeRequest]:
+        silent.wait(DEADLINE)
+        yield from ()
+
+    calls = [client.stub.Consume(requests(), timeout=DEADLINE) for _ in range(20)]
+    try:
+        for _ in range(MOST):
+            until(lambda: not is_refused(lambda: try_consuming(client)))
+    finally:
+        silent.set()
+    for call in calls:
+        with refused("INVALID_ARGUMENT/INVALID_FIELD"):
+            next(call)
+
+
+def test_queues_in_use(narrow: Process, client: Guest, admin: redis.Redis) -> None:
+    """While each queue is in use there is no room for one more; one that is idle makes room for it."""
+    names = [f"{client.queue}-{n}" for n in range(MOST + 1)]
+    clients = [Guest(client.channel, name, client.process) for name in names]
+    with contextlib.ExitStack() as held:
+        # The default queue was entered at the start and is idle.
+        for each in clients[:MOST]:
+            enter(held, opened, each)
+        with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS") as details:
+            clients[-1].stats()
+        assert details[0].retry_after == 0.5
+        clients[0].stats()
+        held.close()
+        until(lambda: not is_refused(clients[-1].stats))
+    for each in clients * 3:
+        each.release(lease(each))
+    for name in names:
+        if keys := list(admin.scan_iter(f"{name}:*")):
+            admin.delete(*keys)
+
+
+def lease(client: Guest) -> str:
+    """Enqueue a task and lease it."""
+    task_id = client.enqueue()
+    assert [task.task_id for task in client.dequeue()] == [task_id]
+    return task_id
+
+
+def test_many_queues(bridge: Process, admin: redis.Redis, queue: str) -> None:
+    """As many queues as are allowed by default can be polled, far more than a pool of connections holds by itself."""
+    with connect(bridge.address, queue) as client:
+        for start in range(0, 300, 50):
+            requests = [pb.DequeueRequest(queue=f"{queue}:{n}", timeout=seconds(0)) for n in range(start, start + 50)]
+            for call in [client.stub.Dequeue.future(request, timeout=DEADLINE) for request in requests]:
+                assert call.result() == pb.DequeueResponse()
+        client.stats()
+
+
+# Limits of each caller
+
+
+@dataclass
+class Callers:
+    """A server that knows two callers by their tokens."""
+
+    client: Guest
+
+    def of(self, name: str) -> dict[str, Any]:
+        return {"metadata": [("authorization", f"Bearer {name}")]}
+
+    def stats(self, name: str) -> object:
+        request = pb.GetQueueStatsRequest(queue=self.client.queue)
+        return self.client.stub.GetQueueStats(request, timeout=DEADLINE, **self.of(name))
+
+
+@contextlib.contextmanager
+def two_callers(storage: str, folder: Path, queue: str, *options: str) -> Iterator[Callers]:
+    path = folder / "auth.toml"
+    path.write_text(
+        "".join(
+            f'[[principal]]\nname = "{name}"\ntokens = [{{ sha256 = "{hashlib.sha256(name.encode()).hexdigest()}" }}]\n'
+            'grants = [{ queues = ["*"], verbs = ["enqueue", "consume", "watch"] }]\n'
+            for name in ("one", "other")
+        )
+    )
+    path.chmod(0o600)
+    options = ("--redis", storage, "--auth-file", str(path), "--metrics", "127.0.0.1:0", *options)
+    with serving(*options) as process, visiting(process, queue) as client:
+        yield Callers(client)
+
+
+def test_streams_of_one_caller(storage: str, tmp_path: Path, queue: str) -> None:
+    """What one caller holds, of all kinds together, takes no room from another; calls that do not wait are free."""
+    with two_callers(storage, tmp_path, queue, "--max-streams-per-principal", str(MOST)) as callers:
+        client, one, other = callers.client, callers.of("one"), callers.of("other")
+        with contextlib.ExitStack() as held:
+            held.enter_context(watching(client, **one))
+            held.enter_context(watching(client, **one))
+            with polling(client, **one):
+                until(lambda: is_refused(lambda: try_polling(client, **one)))
+                with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS") as details:
+                    try_polling(client, **one)
+                assert details[0].retry_after == 0.5
+                assert "of one caller" in details[0].text
+                try_polling(client, **other)
+                callers.stats("one")
+            until(lambda: not is_refused(lambda: try_polling(client, **one)))
+
+
+def test_the_rate_of_one_caller(storage: str, tmp_path: Path, queue: str) -> None:
+    """A caller has the calls of a second at once; then each waits, as long as it is told, and others do not."""
+    with two_callers(storage, tmp_path, queue, "--rate", "5") as callers:
+        with ThreadPoolExecutor(8) as pool:
+            ends = list(pool.map(lambda _: limited(lambda: callers.stats("one")), range(40)))
+        assert 5 <= ends.count(None) < 30
+        waits = [wait for wait in ends if wait is not None]
+        assert all(0.5 <= wait <= 1 for wait in waits)
+        assert limited(lambda: callers.stats("other")) is None
+        # Who is refused for another reason has spent a call too; strangers spend none of anybody's.
+        for _ in range(20):
+            with refused("UNAUTHENTICATED/CREDENTIALS_INVALID"):
+                callers.stats("stranger")
+        assert limited(lambda: callers.stats("other")) is None
+        until(lambda: limited(lambda: callers.stats("one")) is None)
+
+
+def limited(call: Callable[[], object]) -> float | None:
+    """Call; tells after how many seconds to try again, if the rate was too high."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        said, trailers = refusal(error), dict(error.trailing_metadata())
+    else:
+        return None
+    assert said.name == "RESOURCE_EXHAUSTED/RATE_LIMITED"
+    assert said.retry_after is not None
+    assert int(trailers["grpc-retry-pushback-ms"]) == round(said.retry_after * 1000)
+    return said.retry_after
+
+
+def test_calls_that_do_not_wait(queue: str) -> None:
+    """They have their limit as well: while Redis says nothing, those beyond it are refused at once."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, contextlib.ExitStack() as stack:
+        options = ["--max-calls", str(MOST), "--metrics", "127.0.0.1:0", "--grace", "0"]
+        process = stack.enter_context(serving("--redis", f"redis://127.0.0.1:{silent.getsockname()[1]}", *options))
+        client = stack.enter_context(visiting(process, queue))
+        call = client.stub.GetQueueStats
+        waiting = [call.future(pb.GetQueueStatsRequest(queue=queue), timeout=DEADLINE) for _ in range(MOST)]
+        until(lambda: client.in_flight("calls") == MOST)
+        with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS") as details:
+            client.stats()
+        assert details[0].retry_after == 0.5
+        assert not any(each.done() for each in waiting)
+        for each in waiting:
+            each.cancel()
+        until(lambda: client.in_flight("calls") == 0)

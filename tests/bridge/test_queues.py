@@ -1,0 +1,73 @@
+"""The queues in use: how they are entered, kept and left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from grpc_server.errors import Refused
+from grpc_server.queues import Queues, open_client
+from grpc_server.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The server is a program on asyncio."""
+    return "asyncio"
+
+
+@asynccontextmanager
+async def opened(storage: str, **settings: int) -> AsyncGenerator[Queues]:
+    async with open_client(storage, 10) as client, anyio.create_task_group() as group:
+        queues = Queues(client, Settings(sweep=False, **settings), group)  # type: ignore[arg-type]
+        yield queues
+        queues.close()
+
+
+async def test_one_that_is_being_entered_is_not_left(storage: str, queue: str) -> None:
+    """Where there is room for one, the second is refused while the first is on its way in, or in use."""
+    async with opened(storage, max_queues=1) as queues:
+        told: list[str] = []
+
+        async def use(name: str) -> None:
+            try:
+                with await queues.entry(name) as entry:
+                    await anyio.sleep(0.05)
+                    await entry.queue.get_queue_stats()
+                    told.append("used")
+            except Refused as refused:
+                told.append(refused.reason)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(use, f"{queue}.a")
+            group.start_soon(use, f"{queue}.b")
+        assert sorted(told) == ["TOO_MANY_STREAMS", "used"]
+        # Now the first is idle, and makes room.
+        with await queues.entry(f"{queue}.b") as entry:
+            await entry.queue.get_queue_stats()
+        assert queues.names == [f"{queue}.b"]
+
+
+async def test_one_that_fails_ends_no_other(storage: str, queue: str) -> None:
+    """A queue whose own work fails is left, and who asks for it next gets a fresh one."""
+    async with opened(storage) as queues:
+        first = await queues.entry(f"{queue}.a")
+        other = await queues.entry(f"{queue}.b")
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        first.queue._background.start_soon(fail)
+        with anyio.fail_after(10):
+            while f"{queue}.a" in queues.names:
+                await anyio.sleep(0.01)
+        with other:
+            await other.queue.get_queue_stats()
+        with await queues.entry(f"{queue}.a") as again:
+            await again.queue.get_queue_stats()
+        assert again is not first
