@@ -1,0 +1,1 @@
+"""A client of Torrelque over gRPC, which does not import the library: copy it and begin here."""
