@@ -16,6 +16,7 @@ export const USAGE = `usage: torrelque-example VERB [OPTIONS]
 
 const MAX_INT32 = 2 ** 31 - 1;
 const MAX_SECONDS = 2_000_000; // a timer of Node holds 2 ** 31 ms
+const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\]):/;
 
 /** The arguments cannot be used. */
 export class UsageError extends Error {}
@@ -101,6 +102,9 @@ export function parse(args) {
   const texts = { ...fromEnvironment(), ...values };
   for (const [name, value] of Object.entries({ ...known.defaults, ...read(verb, known, texts) })) {
     options[name === 'dequeue-count' ? 'dequeueCount' : name] = value;
+  }
+  if (options.token && !('ca' in options) && !LOOPBACK.test(options.address)) {
+    throw new UsageError('TORRELQUE_TOKEN is not sent beyond this machine without --ca: everybody could read it');
   }
   return /** @type {Options} */ (options);
 }

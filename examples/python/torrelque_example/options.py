@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str | None, tuple[str, ...]]] = {
 }
 MAX_INT32 = 2**31 - 1
 MAX_SECONDS = 2_000_000.0
+LOOPBACK = r"(?:localhost|127(?:\.\d+){3}|\[::1\]):"
 
 USAGE = """python -m torrelque_example VERB [OPTIONS]
 
@@ -60,6 +61,8 @@ def parse(arguments: list[str]) -> Options:
     options = parser.parse_intermixed_args(arguments, namespace=Options())
     _check(parser, options)
     _complete(options)
+    if options.token and options.ca is None and not re.match(LOOPBACK, options.address):
+        parser.error("TORRELQUE_TOKEN is not sent beyond this machine without --ca: everybody could read it")
     return options
 
 
@@ -72,9 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ca", type=_certificates, metavar="FILE", default=_environment("CA"))
     for name in ("limit", "batch", "credit", "until", "states", "max"):
         parser.add_argument(f"--{name}", type=_number(1), help=argparse.SUPPRESS)
-    for name in ("hold", "timeout", "deadline"):
+    for name in ("hold", "idle", "timeout", "deadline"):
         parser.add_argument(f"--{name}", type=_seconds, help=argparse.SUPPRESS)
-    parser.add_argument("--idle", type=_seconds, help=argparse.SUPPRESS)
     parser.add_argument("--policy", choices=("keep", "requeue"), help=argparse.SUPPRESS)
     parser.add_argument("--dequeue-count", type=_number(0), help=argparse.SUPPRESS)
     parser.add_argument("--result", type=_json, help=argparse.SUPPRESS)
