@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -11,14 +10,8 @@ from typing import Any
 
 from .embedding import serve
 from .process import run, say, start_logging
-from .settings import Settings, SettingsError
-from .workers import LOG_FORMAT, LOG_LEVEL, READY
-
-
-def _read_settings() -> Settings:
-    read: dict[str, Any] = json.loads(sys.stdin.readline())
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-    return Settings(**values)
+from .settings import SettingsError
+from .workers import READY, told
 
 
 def _end_with_supervisor() -> None:
@@ -33,8 +26,8 @@ def _end_with_supervisor() -> None:
 
 def main() -> int:
     """Serve; returns the exit code."""
-    settings = _read_settings()
-    start_logging(os.environ[LOG_FORMAT] == "json", os.environ[LOG_LEVEL])
+    settings, log = told(sys.stdin.readline())
+    start_logging(log)
     _end_with_supervisor()
 
     async def serving(*, task_status: Any) -> None:

@@ -16,9 +16,9 @@ import click
 from .auth import read_book
 from .embedding import serve as serve_here
 from .lifecycle import Running
-from .process import run, say, start_logging
+from .process import Log, run, say, start_logging
 from .settings import DEFAULT_LISTEN, Settings, SettingsError
-from .workers import LOG_FORMAT, LOG_LEVEL, supervise
+from .workers import supervise
 
 _DEFAULTS = Settings()
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -142,9 +142,9 @@ def serve(
             read_book(whole.auth_file)
         if not redis:
             Path(data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.environ |= {LOG_FORMAT: log_format, LOG_LEVEL: log_level}
-        start_logging(log_format == "json", log_level)
-        _run(whole, workers)
+        log = Log(as_json=log_format == "json", level=log_level)
+        start_logging(log)
+        _run(whole, workers, log)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
@@ -152,11 +152,11 @@ def serve(
     return 0
 
 
-def _run(settings: Settings, workers: int) -> None:
+def _run(settings: Settings, workers: int, log: Log) -> None:
     if workers == 1:
         run(partial(serve_here, settings), lambda running: _announce(running.addresses, settings, running))
     else:
-        run(partial(supervise, settings, workers), lambda addresses: _announce(addresses, settings))
+        run(partial(supervise, settings, workers, log), lambda addresses: _announce(addresses, settings))
 
 
 def _announce(addresses: tuple[str, ...], settings: Settings, running: Running | None = None) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -53,13 +54,21 @@ class _Passing(logging.Filter):
         return "ExecuteBatchError" not in text and "Invalid encoding" not in text
 
 
-def start_logging(as_json: bool, level: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Log:
+    """How to log."""
+
+    as_json: bool = False
+    level: str = "info"
+
+
+def start_logging(log: Log) -> None:
     """Log to standard error."""
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler.setFormatter(JsonLines() if as_json else plain)
+    handler.setFormatter(JsonLines() if log.as_json else plain)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("torrelque").setLevel(level.upper())
+    logging.getLogger("torrelque").setLevel(log.level.upper())
     for name in ("grpc._cython.cygrpc", "grpc._common"):
         logging.getLogger(name).addFilter(_Passing())
 

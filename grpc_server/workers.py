@@ -16,12 +16,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from subprocess import PIPE
+from typing import Any
 
 import anyio
 from anyio.abc import Process, TaskStatus
 
 from torrelque import open_server
 
+from .process import Log
 from .settings import Address, Settings, SettingsError
 
 logger = logging.getLogger("torrelque.server")
@@ -33,8 +35,6 @@ _GOOD = 30.0
 #: What a worker may take beyond its grace before it is killed.
 _BEYOND = 10.0
 READY = "ready"
-#: In the environment of a worker: how its supervisor logs.
-LOG_FORMAT, LOG_LEVEL = "TORRELQUE_SERVE_LOG_FORMAT", "TORRELQUE_SERVE_LOG_LEVEL"
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def _hold(held: contextlib.ExitStack, address: Address) -> int:
 
 
 async def supervise(
-    settings: Settings, count: int, *, task_status: TaskStatus[tuple[str, ...]] = anyio.TASK_STATUS_IGNORED
+    settings: Settings, count: int, log: Log, *, task_status: TaskStatus[tuple[str, ...]] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Run *count* workers until cancelled, which drains them."""
     with _reserved(settings) as listen:
@@ -73,7 +73,7 @@ async def supervise(
         async with storage as url, anyio.create_task_group() as group:
             shared = dataclasses.replace(settings, listen=listen, redis=url, reuse_port=True)
             for index in range(count):
-                await group.start(_keep, _own(shared, index), index)
+                await group.start(_keep, _told(_own(shared, index), log), settings.grace, index)
             task_status.started(listen)
 
 
@@ -86,13 +86,25 @@ def _own(settings: Settings, index: int) -> Settings:
     return dataclasses.replace(settings, metrics=address.target(port))
 
 
-async def _keep(settings: Settings, index: int, *, task_status: TaskStatus[None]) -> None:
+def _told(settings: Settings, log: Log) -> bytes:
+    """Write down what a worker is to know; :func:`told` reads it."""
+    return json.dumps({"settings": dataclasses.asdict(settings), "log": dataclasses.asdict(log)}).encode() + b"\n"
+
+
+def told(line: str) -> tuple[Settings, Log]:
+    """Read what the supervisor has written."""
+    content: dict[str, dict[str, Any]] = json.loads(line)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content["settings"].items()}
+    return Settings(**values), Log(**content["log"])
+
+
+async def _keep(message: bytes, grace: float, index: int, *, task_status: TaskStatus[None]) -> None:
     """Run one worker, and another one when it has ended."""
     pause = _FIRST
     first = True
     while True:
         begun = anyio.current_time()
-        code = await _run(settings, index, task_status.started if first else lambda: None)
+        code = await _run(message, grace, index, task_status.started if first else lambda: None)
         if first and code == 2:
             raise SettingsError("a worker could not start: its own line above says why")
         first = False
@@ -101,20 +113,20 @@ async def _keep(settings: Settings, index: int, *, task_status: TaskStatus[None]
         await anyio.sleep(pause)
 
 
-async def _run(settings: Settings, index: int, ready: Callable[[], None]) -> int:
+async def _run(message: bytes, grace: float, index: int, ready: Callable[[], None]) -> int:
     command = [sys.executable, "-m", "grpc_server"]
     process = await anyio.open_process(command, stdin=PIPE, stdout=PIPE, stderr=None, start_new_session=True)
     try:
         assert process.stdin is not None
         assert process.stdout is not None
-        await process.stdin.send(json.dumps(dataclasses.asdict(settings)).encode() + b"\n")
+        await process.stdin.send(message)
         with contextlib.suppress(anyio.EndOfStream):
             if (await process.stdout.receive()).decode().strip() == READY:
                 logger.info("Worker %d serves, process %d", index, process.pid)
                 ready()
         return await process.wait()
     finally:
-        await _end(process, settings.grace + _BEYOND)
+        await _end(process, grace + _BEYOND)
 
 
 async def _end(process: Process, patience: float) -> None:

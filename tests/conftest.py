@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -22,6 +23,17 @@ from torrelque import Torrelque, open_server
 #: A server of the distribution is tried beside the embedded one. Where it must be there, its absence is an error.
 REDIS = shutil.which("redis-server")
 SERVERS = ["valkey"] + (["redis"] if REDIS or os.environ.get("CI") else [])
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a command that ran in this process did to logging: its stream is closed by then."""
+    root, ours = logging.getLogger(), logging.getLogger("torrelque")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session", params=SERVERS)

@@ -253,7 +253,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     for name in [name for name in os.environ if name.startswith("TORRELQUE_")]:
         monkeypatch.delenv(name)
     made: list[Settings] = []
-    monkeypatch.setattr(grpc_server.command, "_run", lambda settings, _: made.append(settings))
+    monkeypatch.setattr(grpc_server.command, "_run", lambda settings, *_: made.append(settings))
     monkeypatch.setattr(grpc_server.command, "start_logging", lambda *_: None)
 
     def tell(*options: str, **environment: str) -> Settings:
