@@ -93,6 +93,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_number("result-ttl", "Seconds for which results are kept when the worker does not say.")
 @_option("sweep", "Sweep the queues that are in use.", switch=True, default=True)
 @_number("sweep-interval", "Seconds between two sweeps.")
+@_number("linger", "Seconds for which a call waits for others to share its round trip, when many come.")
 @_option("content-type", "What payloads and results are.", default=_DEFAULTS.content_type)
 @_number("default-wait", "Seconds for which a Dequeue waits that does not say.")
 @_number("max-wait", "Seconds for which a Dequeue may wait.")

@@ -96,6 +96,7 @@ class Queues:
         queue.task_timeout = self._settings.task_timeout
         queue.result_ttl = self._settings.result_ttl
         queue.sweep_interval = self._settings.sweep_interval
+        queue.linger = self._settings.linger
         return queue
 
     async def _keep(self, name: str, entry: Entry) -> None:

@@ -94,6 +94,8 @@ class Settings:
     """Sweep every queue that is in use."""
     sweep_interval: float = 30.0
     """Between two sweeps."""
+    linger: float = 0.002
+    """How long a call waits for others to share its round trip to Redis, when calls come in numbers."""
     content_type: str = "application/json"
     """What payloads and results are; a request that says something else is refused."""
     default_wait: float = 10.0
@@ -202,6 +204,7 @@ _POSITIVE: dict[str, tuple[float, float]] = {
     "task_timeout": (0.001, _DAY),
     "result_ttl": (0.001, 30 * _DAY),
     "sweep_interval": (0.001, _DAY),
+    "linger": (0.0, 1.0),
     "default_wait": (0.0, 3600.0),
     "max_wait": (0.001, 3600.0),
     "max_payload": (1, 512 * MIB),

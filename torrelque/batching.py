@@ -1,14 +1,17 @@
 """Concurrent calls are joined into one script run: while one is under way, the next batch collects.
 
-No timer is involved: a lone caller is served at once, and a crowd shares round trips.
+A lone caller is served at once, and a crowd shares round trips. No timer is involved unless one is asked for: where
+calls come one by one out of a queue that is not seen from here, as they come to a server, a short wait gathers more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from typing import Any
+
+from anyio import sleep
 
 from .background import Background, Runner
 from .calls import BOUND, MAX_BYTES, Call, R, Reply, outcomes
@@ -37,10 +40,16 @@ class Coalescer:
     """Takes calls from any number of tasks and runs them in batches, in a task of the queue's own.
 
     A cancelled caller leaves its slot: what was not sent yet is withdrawn whole, what was sent takes effect whole.
+
+    :param linger: tells for how many seconds a batch waits for more calls, where the one before had several
     """
 
-    def __init__(self, driver: Driver, background: Background) -> None:
+    def __init__(self, driver: Driver, background: Background, linger: Callable[[], float] = lambda: 0.0) -> None:
         self._driver = driver
+        self._linger = linger
+        #: How long the batch that collects waits, and whether the last one had several calls.
+        self._pause = 0.0
+        self._in_company = False
         self._lane = Runner(background, self._serve_all, self._abandon)
         self._second_lane = Runner(background, self._serve_crowd, self._abandon)
         #: What collects for the next round trip, in order.
@@ -63,6 +72,8 @@ class Coalescer:
     async def _submit(self, call: Call[Any]) -> Reply:
         slot = Slot(call, self._driver.signal())
         if not self._next:
+            linger = self._linger()
+            self._pause = linger if self._in_company else 0.0
             self._lane.wake()
         self._next[slot] = None
         if len(self._next) == CROWD:
@@ -78,7 +89,11 @@ class Coalescer:
 
     async def _serve_all(self) -> float:
         while self._next:
-            await self._serve(self._take(self._share))
+            if self._pause:
+                await sleep(self._pause)
+            if batch := self._take(self._share):  # the second lane may have been quicker
+                self._in_company = len(batch) > 1
+                await self._serve(batch)
         return math.inf
 
     async def _serve_crowd(self) -> float:

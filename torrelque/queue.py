@@ -79,6 +79,12 @@ class Torrelque:
     """Seconds between two sweeps of :meth:`run_sweep` and :meth:`schedule_sweep`; at least 0.001."""
     result_ttl: float = 3600
     """Seconds for which :meth:`release` keeps a result; at least 0.001."""
+    linger: float = 0
+    """Seconds for which a call waits for others to share its round trip, if the one before was shared; 0 or more.
+
+    Calls that are made at the same time share round trips anyway. A wait, of a millisecond or two, is for a server, to
+    which requests come one by one while others wait out of sight; a program whose tasks call the queue only loses
+    time."""
     keys: dict[str, str] = NAMES
     """Names of the keys in Redis, by their documented words; on an instance with the prefix of the queue."""
 
@@ -115,7 +121,7 @@ class Torrelque:
         self._driver = driver
         self._background = Background(driver)
         self._calls = Calls(spelled)
-        self._coalescer = Coalescer(driver, self._background)
+        self._coalescer = Coalescer(driver, self._background, lambda: checks.seconds("linger", self.linger))
         self._hub = Hub(driver, self._background)
         self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease)
         self._sweeper = Sweeper(self._coalescer, self._hub, spelled, self._calls, self._lease)

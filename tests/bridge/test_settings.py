@@ -45,6 +45,7 @@ BAD: dict[str, list[Any]] = {
     "task_timeout": [0, -1, 0.0001, 86_401, math.nan, math.inf, "5", True, None],
     "result_ttl": [0, -1, 30 * 86_400 + 1, math.nan, "5"],
     "sweep_interval": [0, -1, 86_401, math.nan, math.inf, "5"],
+    "linger": [-1, 1.1, math.nan, "0"],
     "default_wait": [-1, 3601, math.nan, "5"],
     "max_wait": [0, -1, 3601, math.nan],
     "max_payload": [0, -1, 1.5, 2**30, math.nan, "5", True],

@@ -227,6 +227,8 @@ async def test_default_that_is_bad_is_named(open_queue: Any, admin: redis.Redis)
         judge(await refusal(queue.release, HELD, result=1), TypeError, "result_ttl")
         judge(await refusal(queue.schedule_sweep), ValueError, "interval")
         judge(await refusal(queue.run_sweep), ValueError, "interval")
+        queue.linger = -1
+        judge(await refusal(queue.get_queue_stats), ValueError, "linger")
         assert commands(admin) == before
 
 

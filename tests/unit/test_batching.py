@@ -82,6 +82,30 @@ async def test_crowd_shares_a_run() -> None:
     assert [[call.count for call in run] for run in driver.runs] == [[1], [CROWD - 1]]
 
 
+async def test_company_may_wait_for_more() -> None:
+    """With a wait set, a lone call still goes at once; after a shared run the next call waits for others, and after a
+    run of its own it does so no more."""
+    driver = ScriptedDriver(echo)
+    answers: dict[int, Any] = {}
+    async with open_background(driver) as background:
+        coalescer = Coalescer(driver, background, lambda: 0.5)  # longer than this machine stands still
+        for i in (1, 2):
+            await ask(coalescer, i, answers)
+        async with anyio.create_task_group() as group:
+            for i in (3, 4):
+                group.start_soon(ask, coalescer, i, answers)
+        assert [run[0].count for run in driver.runs] == [1, 1, 2]
+        async with anyio.create_task_group() as group:
+            for i in (5, 6, 7):  # each in a turn of the event loop of its own
+                group.start_soon(ask, coalescer, i, answers)
+                await anyio.wait_all_tasks_blocked()
+        assert [run[0].count for run in driver.runs] == [1, 1, 2, 3]
+        for i in (8, 9):
+            await ask(coalescer, i, answers)
+        assert [run[0].count for run in driver.runs] == [1, 1, 2, 3, 1, 1]
+    assert answers == {i: b"%d" % i for i in range(1, 10)}
+
+
 async def test_a_crowd_is_served_in_two_halves() -> None:
     """Many callers are halved, so that Redis serves one half while this process works for the other; and no more runs
     than two are under way."""
