@@ -13,7 +13,7 @@ import grpc
 
 from grpc_server._pb import torrelque_pb2 as pb
 from grpc_server.embedding import loop_factory
-from grpc_server.lifecycle import _options
+from grpc_server.lifecycle import core_options
 from grpc_server.settings import Settings
 
 _ANSWER = pb.EnqueueResponse(task_id="0123456789abcdef" * 2)
@@ -25,7 +25,7 @@ async def _enqueue(request: pb.EnqueueRequest, context: Any) -> pb.EnqueueRespon
 
 async def main() -> None:
     """Serve until SIGTERM."""
-    server = grpc.aio.server(options=_options(Settings()))
+    server = grpc.aio.server(options=core_options(Settings()))
     handler = grpc.unary_unary_rpc_method_handler(
         _enqueue,
         request_deserializer=pb.EnqueueRequest.FromString,

@@ -127,7 +127,7 @@ class Stream:
         """Serve the stream until the client has said all, or is gone."""
         house = self._visit.house
         try:
-            with house.drain.told(self._begin_draining):
+            with house.metrics.showing(self.credit.held), house.drain.told(self._begin_draining):
                 async with anyio.create_task_group() as group:
                     opened = pb.ConsumeOpened(consumer_id=secrets.token_hex(8), max_outstanding_tasks=self.credit.most)
                     await self._write(pb.ConsumeResponse(opened=opened))
@@ -137,7 +137,6 @@ class Stream:
                     await self._read_all()
                     group.cancel_scope.cancel()
         finally:
-            house.metrics.outstanding.dec(len(self.credit.held))
             if self._policy == pb.DISCONNECT_POLICY_REQUEUE:
                 give_back(self._visit, [held.task_id for held in self.credit.held.values()])
 
@@ -184,20 +183,18 @@ class Stream:
 
     def _account(self, settlements: Sequence[pb.Settlement], errors: Sequence[pb.ItemError], asked: float) -> None:
         failed = {error.index: error.reason for error in errors}
-        before = len(self.credit.held)
         for index, each in enumerate(settlements):
             reason = failed.get(index)
             if each.WhichOneof("action") == "extend" and reason is None:
                 self.credit.extended(each.task_id, convert.lease(each.extend), asked)
             elif reason is None or reason in _NOT_HELD:
                 self.credit.settled(each.task_id, convert.token(each))
-        self._visit.house.metrics.outstanding.dec(before - len(self.credit.held))
 
     # What goes
 
     async def _deliver_all(self) -> None:
         while not self._draining:
-            self._expire()
+            self.credit.expire(anyio.current_time())
             if not self.credit.tasks:
                 await self.credit.change_within(self.credit.next_expiry - anyio.current_time())
                 continue
@@ -207,11 +204,6 @@ class Stream:
         # Who has not left by then hears the reason from us, before gRPC cuts the stream without one.
         await anyio.sleep(grace - min(_EARLY, grace / 4))
         raise draining()
-
-    def _expire(self) -> None:
-        before = len(self.credit.held)
-        self.credit.expire(anyio.current_time())
-        self._visit.house.metrics.outstanding.dec(before - len(self.credit.held))
 
     async def _take(self) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
         with anyio.CancelScope() as self._taking:
@@ -227,25 +219,20 @@ class Stream:
         if len(self.credit.held) + len(tasks) > self.credit.most:  # it was lowered while they were on their way
             give_back(self._visit, [task_id for task_id, _ in tasks])
             return
-        settings, metrics = self._visit.settings, self._visit.house.metrics
         response = pb.ConsumeResponse()
-        convert.add_tasks(response.delivery, tasks, settings)
-        before = len(self.credit.held)
+        convert.add_tasks(response.delivery, tasks, self._visit.settings)
         self.credit.add(tasks, anyio.current_time())  # first: a settlement may come before the write returns
-        metrics.outstanding.inc(len(self.credit.held) - before)
         try:
             await self._write(response)
         except BaseException:
             self._take_back([task_id for task_id, _ in tasks])
             raise
-        metrics.delivered.inc(len(tasks))
+        self._visit.house.metrics.delivered.inc(len(tasks))
 
     def _take_back(self, task_ids: Sequence[TorrelqueTaskId]) -> None:
         """Requeue what could not be written."""
-        before = len(self.credit.held)
         for task_id in task_ids:
             self.credit.forget(task_id)
-        self._visit.house.metrics.outstanding.dec(before - len(self.credit.held))
         give_back(self._visit, task_ids)
 
     async def _make_progress(self, interval: float) -> None:

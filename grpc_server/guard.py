@@ -86,11 +86,9 @@ class Guard:
         }
         if method.client_streaming:
             return grpc.stream_stream_rpc_method_handler(self._streams(rpc), **spell)
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._answers(rpc), **spell)
-        if rpc.kind != CALL:
-            # On the wire one answer of a stream is the answer of a unary call. So the handler itself writes it, and
-            # knows when that has failed.
+        # On the wire the only answer of a stream is that of a unary call. So the handler of a poll writes its own, and
+        # knows when that has failed.
+        if method.server_streaming or rpc.kind != CALL:
             return grpc.unary_stream_rpc_method_handler(self._answers(rpc), **spell)
         return grpc.unary_unary_rpc_method_handler(self._answers(rpc), **spell)
 

@@ -71,7 +71,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
         guard = Guard(house)
         health = Health(SERVICES, metrics)
-        server = grpc.aio.server(options=_options(settings))
+        server = grpc.aio.server(options=core_options(settings))
         add_all(server, guard)
         health.add_to(server)
         if settings.reflects:
@@ -100,7 +100,7 @@ def _storage(settings: Settings) -> AbstractAsyncContextManager[str]:
     return open_server(settings.data_dir, fsync="always")
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def core_options(settings: Settings) -> list[tuple[str, int]]:
     """Spell the options of gRPC's core, which passes over names that it does not know."""
     hour = 3_600_000
     return [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -34,9 +35,11 @@ class Metrics:
             "torrelque_returned_tasks", "Tasks given back because nobody received them", registry=self.registry
         )
         self.delivered = Counter("torrelque_delivered_tasks", "Tasks written to clients", registry=self.registry)
-        self.outstanding = Gauge(
+        self._held: dict[int, Sized] = {}
+        outstanding = Gauge(
             "torrelque_outstanding_tasks", "Tasks delivered on open streams and not settled", registry=self.registry
         )
+        outstanding.set_function(lambda: sum(map(len, list(self._held.values()))))
         self.storage_up = Gauge("torrelque_storage_up", "1 while Redis answers", registry=self.registry)
         self._ended: dict[tuple[str, str], Counter] = {}
         self._timed: dict[str, Histogram] = {}
@@ -52,6 +55,15 @@ class Metrics:
         if timer is None:
             timer = self._timed[rpc] = (self._waits if waits else self._seconds).labels(rpc)
         timer.observe(seconds)
+
+    @contextmanager
+    def showing(self, held: Sized) -> Iterator[None]:
+        """Count what is in *held*, whenever somebody looks, among the tasks that are outstanding."""
+        self._held[id(held)] = held
+        try:
+            yield
+        finally:
+            del self._held[id(held)]
 
     def watch_in_flight(self, in_flight: Mapping[str, int]) -> None:
         """Show how many calls of each kind are in flight."""

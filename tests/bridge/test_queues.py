@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -22,9 +23,9 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def opened(storage: str, **settings: int) -> AsyncGenerator[Queues]:
+async def opened(storage: str, **settings: Any) -> AsyncGenerator[Queues]:
     async with open_client(storage, 10) as client, anyio.create_task_group() as group:
-        queues = Queues(client, Settings(sweep=False, **settings), group)  # type: ignore[arg-type]
+        queues = Queues(client, Settings(sweep=False, **settings), group)
         yield queues
         queues.close()
 

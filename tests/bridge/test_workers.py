@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 import urllib.request
 from pathlib import Path
 
 from support.bridge import Process, connect, refused, serving
-from support.streams import until
+from support.streams import consuming, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
 
@@ -73,20 +72,27 @@ def test_stopped_all_together(storage: str) -> None:
 
 
 def test_metrics(storage: str, queue: str) -> None:
-    """Prometheus finds what was counted, by rpc and code; each worker has a port of its own."""
+    """Prometheus finds what was counted, by rpc and code, and what is out on streams now; no queue is named."""
     with serving("--redis", storage, "--metrics", "127.0.0.1:0") as process, connect(process.address, queue) as client:
-        client.enqueue(b"1")
-        with refused("NOT_FOUND/TASK_NOT_FOUND"):
-            client.state("nobody")
         until(lambda: "metrics on port" in process.log())
         found = re.search(r"metrics on port (\d+)", process.log())
         assert found
-        began = time.monotonic()
-        text = ""
-        while 'code="NOT_FOUND"' not in text:
-            assert time.monotonic() - began < 10
+
+        def scraped() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/metrics", timeout=10) as answer:
-                text = answer.read().decode()
+                return str(answer.read().decode())
+
+        with refused("NOT_FOUND/TASK_NOT_FOUND"):
+            client.state("nobody")
+        client.enqueue(b"1")
+        with consuming(client) as stream:
+            stream.opened()
+            (task,) = stream.tasks(1)
+            assert "torrelque_outstanding_tasks 1.0" in scraped()
+            stream.settle(release(task))
+            assert "torrelque_outstanding_tasks 0.0" in scraped()
+        until(lambda: 'code="NOT_FOUND"' in scraped())  # counted after the answer has gone out
+        text = scraped()
         assert 'torrelque_rpcs_total{code="OK",rpc="Enqueue"} 1.0' in text
         assert 'torrelque_rpcs_total{code="NOT_FOUND",rpc="GetTaskState"} 1.0' in text
         assert "torrelque_storage_up 1.0" in text
