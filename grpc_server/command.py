@@ -95,6 +95,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_number("sweep-interval", "Seconds between two sweeps.")
 @_number("linger", "Seconds for which a call waits for others to share its round trip, when many come.")
 @_option("content-type", "What payloads and results are.", default=_DEFAULTS.content_type)
+@_option("check-json", "Refuse payloads and results that are no JSON.", is_flag=True)
 @_number("default-wait", "Seconds for which a Dequeue waits that does not say.")
 @_number("max-wait", "Seconds for which a Dequeue may wait.")
 @_number("max-payload", "Bytes of one payload or result.", int)

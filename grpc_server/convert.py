@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,21 @@ def body(payload: pb.Payload, settings: Settings, path: str) -> bytes:
         raise invalid(f"{path}.data", f"is longer than {settings.max_payload} bytes", "PAYLOAD_TOO_LARGE")
     if (payload.content_type or "application/json") != settings.content_type:
         raise invalid(f"{path}.content_type", f"must be {settings.content_type!r}", "CONTENT_TYPE_MISMATCH")
+    if settings.check_json:
+        _check_json(payload.data, f"{path}.data")
     return payload.data
+
+
+def _check_json(data: bytes, path: str) -> None:
+    try:
+        json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise invalid(path, "is no JSON", "PAYLOAD_NOT_JSON") from None
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python writes and reads, and others do not."""
+    raise ValueError(name)
 
 
 def task_id(text: str, count: int | None, path: str = "task_id") -> str:

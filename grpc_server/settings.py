@@ -98,6 +98,8 @@ class Settings:
     """How long a call waits for others to share its round trip to Redis, when calls come in numbers."""
     content_type: str = "application/json"
     """What payloads and results are; a request that says something else is refused."""
+    check_json: bool = False
+    """Refuse payloads and results that are no JSON."""
     default_wait: float = 10.0
     """How long a Dequeue waits that does not say."""
     max_wait: float = 60.0

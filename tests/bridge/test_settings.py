@@ -86,6 +86,7 @@ def test_every_number_has_bad_values_here() -> None:
         "tls_key",
         "tls_client_ca",
         "auth_file",
+        "check_json",
         "insecure",
         "reflection",
         "reuse_port",
