@@ -115,7 +115,7 @@ def task_id(text: str, count: int | None, path: str = "task_id") -> str:
         return text
     if not 1 <= count <= _MAX_INT32:
         raise invalid(path.removesuffix("task_id") + "dequeue_count", "must be 1 or more")
-    return TorrelqueTaskId(text, count, MIN_LENGTH)
+    return TorrelqueTaskId(text, count, MIN_LENGTH)  # settling needs the number only, whatever the lease is
 
 
 def token(message: Any) -> int | None:

@@ -61,7 +61,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
     authority = Authority(settings.auth_file)
     metrics = Metrics()
     async with (
-        _storage(settings) as url,
+        storage(settings) as url,
         open_client(url, settings.max_queues) as client,
         anyio.create_task_group() as group,
     ):
@@ -94,7 +94,8 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
                 queues.close()
 
 
-def _storage(settings: Settings) -> AbstractAsyncContextManager[str]:
+def storage(settings: Settings) -> AbstractAsyncContextManager[str]:
+    """Find the Redis of a server by its URL, or start one for the length of a scope."""
     if settings.redis is not None:
         return contextlib.nullcontext(settings.redis)
     return open_server(settings.data_dir, fsync="always")

@@ -21,8 +21,7 @@ from typing import Any
 import anyio
 from anyio.abc import Process, TaskStatus
 
-from torrelque import open_server
-
+from .lifecycle import storage
 from .process import Log
 from .settings import Address, Settings, SettingsError
 
@@ -65,12 +64,7 @@ async def supervise(
 ) -> None:
     """Run *count* workers until cancelled, which drains them."""
     with _reserved(settings) as listen:
-        storage = (
-            contextlib.nullcontext(settings.redis)
-            if settings.redis is not None
-            else open_server(settings.data_dir, fsync="always")
-        )
-        async with storage as url, anyio.create_task_group() as group:
+        async with storage(settings) as url, anyio.create_task_group() as group:
             shared = dataclasses.replace(settings, listen=listen, redis=url, reuse_port=True)
             for index in range(count):
                 await group.start(_keep, _told(_own(shared, index), log), settings.grace, index)

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import grpc_server.command
 from grpc_server.auth import VERBS, read_book
 from grpc_server.settings import Address, Settings, SettingsError, valid_queue
+from torrelque import Torrelque, TorrelqueError
 
 SECRET = "hunter2"
 
@@ -399,3 +400,34 @@ def test_a_server_that_cannot_start(ended: dict[str, tuple[int, str, str]], case
     assert WRONG[case][0] in stderr
     assert SECRET not in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "q",
+        "a.b:c_d-e",
+        "{q}",
+        "a{q}b",
+        "x" * 128,
+        "x" * 129,
+        "{}",
+        "{a}{b}",
+        "a b",
+        "ä",
+        "a*",
+        "a\n",
+        "}",
+        "{a",
+        "0",
+    ],
+)
+def test_names_of_queues(name: str) -> None:
+    """The server, which sees nothing of the library's inside, allows the names that the library allows."""
+    try:
+        Torrelque.from_url("redis://localhost", queue=name)
+    except TorrelqueError:
+        assert not valid_queue(name)
+    else:
+        assert valid_queue(name)
