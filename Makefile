@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 
 .PHONY: demo serve test test-python test-floor toolchains check lint types layers format reference stubs bench bench-grpc
-.PHONY: ceiling clients clean
+.PHONY: ceiling chaos clients clean
 
 demo: $(VENV)/.done
 	$(BIN)/torrelque demo $(FOLDER)
@@ -82,6 +82,11 @@ bench: $(VENV)/.done $(VENV)/peer/.done
 # The gRPC server beside a bare one, and its calls beside each other. The clients are in Go.
 bench-grpc: $(VENV)/.done $(VENV)/stubs/.done $(if $(shell command -v go),$(VENV)/go/.done)
 	$(BIN)/python benchmarks/bench_grpc.py $(BENCH)
+
+# The fault bench at full length: `make chaos`, or `make chaos FIGURES='a1 a5'`; a JSON file each in build/chaos.
+FIGURES ?= all
+chaos: $(VENV)/.done $(VENV)/peer/.done
+	$(BIN)/python -m tests.faults $(FIGURES) $(CHAOS) --json build/chaos/
 
 # What a dequeue and its release cost, part by part.
 ceiling: $(VENV)/.done
