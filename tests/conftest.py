@@ -10,11 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import coredis
 import pytest
 import redis
-import redis.asyncio
-from anyio import move_on_after
+import support
 from anyio.from_thread import start_blocking_portal
 from support import PAIRS, Pair, Server
 
@@ -82,18 +80,8 @@ def name(server: Server) -> Iterator[str]:
 def open_client(server: Server, pair: Pair) -> Callable[..., AbstractAsyncContextManager[Any]]:
     """Open a client of the tested library."""
 
-    @asynccontextmanager
-    async def open_client(url: str = server.url, **options: Any) -> AsyncGenerator[Any]:
-        if pair.client == "redispy":
-            client = redis.asyncio.Redis.from_url(url, **options)
-            try:
-                yield client
-            finally:
-                with move_on_after(5, shield=True):
-                    await client.aclose()
-        else:
-            async with coredis.Redis.from_url(url, **options) as client:
-                yield client
+    def open_client(url: str = server.url, **options: Any) -> AbstractAsyncContextManager[Any]:
+        return support.open_client(pair, url, **options)
 
     return open_client
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import coredis
 import redis
+import redis.asyncio
+from anyio import move_on_after
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,21 @@ UNENTERED = [
     Pair("redispy", ("asyncio", {}), "redispy-asyncio-unentered", entered=False),
     Pair("redispy", ("asyncio", {"use_uvloop": True}), "redispy-uvloop-unentered", entered=False),
 ]
+
+
+@asynccontextmanager
+async def open_client(pair: Pair, url: str, **options: Any) -> AsyncGenerator[Any]:
+    """Open a client of a pair's library, on its event loop."""
+    if pair.client == "redispy":
+        client = redis.asyncio.Redis.from_url(url, **options)
+        try:
+            yield client
+        finally:
+            with move_on_after(5, shield=True):
+                await client.aclose()
+    else:
+        async with coredis.Redis.from_url(url, **options) as client:
+            yield client
 
 
 @dataclass(frozen=True)
