@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from faults.proxy import DOWN, Cut, Http2Frame, Rule, faulty
 from support.bridge import ROOT, Client, Process, connect, seconds, serving
 from support.clients import LANGUAGES, run, running
-from support.proxy import dropping
 from support.streams import until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -62,9 +62,11 @@ def test_each_with_each(bridge: Process, client: Client, producer: str, consumer
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_answers_that_are_lost(bridge: Process, client: Client, language: str) -> None:
     """Calls whose answers a proxy drops are repeated with their request ids, and each task is there once."""
-    with dropping(bridge.address, 2) as proxy:
+    host, port = bridge.address.split(":")
+    lost = Rule(Cut(), DOWN, Http2Frame, each=True, times=2)
+    with faulty((host, int(port)), lost) as proxy:
         made = run(language, proxy.address, client.queue, "produce", str(FOLDER), "--limit", "10")
-        assert proxy.dropped == 2
+        assert lost.hits == 2
     tasks = [event for event in made if event["event"] == "enqueued"]
     assert len({event["task_id"] for event in tasks}) == len({event["path"] for event in tasks}) == 10
     assert any(event["deduplicated"] for event in tasks)
