@@ -231,7 +231,7 @@ def _add_enqueues(tasks: dict[str, _Task], call: Call) -> None:
 def _add_settles(tasks: dict[str, _Task], call: Call) -> None:
     verdicts = call.value if call.outcome == OK and call.value else [APPLIED] * len(call.args)
     for (task_id, token), said in zip(call.args, verdicts, strict=True):
-        outcome = FAIL if call.outcome == OK and said != APPLIED else call.outcome
+        outcome = {APPLIED: OK, UNKNOWN: UNKNOWN}.get(said, FAIL) if call.outcome == OK else call.outcome
         lease = call.more.get("lease")
         tasks[task_id].settles.append(_Settle(call.op, token, outcome, call.invoked, _end(call), lease))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 #: The figures by the names that the command takes, and where they live.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {"a1": "a01_kill_storm", "a1-mixed": "a01_mixed"}
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,10 @@ from torrelque import (
     TorrelqueValueError,
 )
 
-#: What a settle of one task may be told; all but the first changed nothing.
-VERDICTS = APPLIED, UNKNOWN_TASK, NOT_WORKING, LEASE_LOST = "applied", "unknown task", "not working", "lease lost"
+#: What a settle of one task may be told, or ``unknown``; all others but the first changed nothing.
+VERDICTS = APPLIED, UNKNOWN_TASK, NOT_WORKING, LEASE_LOST, NOT_DONE = (
+    "applied", "unknown task", "not working", "lease lost", "not done",
+)  # fmt: skip
 #: The outcomes of a call. ``fail`` says that it surely had no effect.
 OUTCOMES = OK, FAIL, UNKNOWN = "ok", "fail", "unknown"
 #: An ``enqueue_many`` of more is sent in portions, of which the first may be stored when a later one fails.
@@ -90,6 +92,11 @@ def outcome(error: BaseException, items: int = 1) -> tuple[str, Any]:
     if isinstance(error, _NO_EFFECT) and (items <= _ONE_SCRIPT or not isinstance(error, TorrelqueUnavailableError)):
         return FAIL, type(error).__name__
     return UNKNOWN, type(error).__name__
+
+
+def wire_verdict(reason: str) -> str:
+    """Name what a server said of one settle in a batch: a verdict, or ``unknown``."""
+    return _REASONS.get(reason, UNKNOWN if reason in _OPEN_REASONS else NOT_DONE)
 
 
 def _wire_outcome(error: Any) -> tuple[str, Any]:
@@ -268,6 +275,7 @@ def merge(paths: Iterable[Path]) -> History:
 
 
 __all__ = [
-    "APPLIED", "FAIL", "LEASE_LOST", "NOT_WORKING", "OK", "OUTCOMES", "UNKNOWN", "UNKNOWN_TASK", "VERDICTS",
+    "APPLIED", "FAIL", "LEASE_LOST", "NOT_DONE", "NOT_WORKING", "OK", "OUTCOMES", "UNKNOWN", "UNKNOWN_TASK", "VERDICTS",
     "Call", "Event", "Execution", "History", "Recorder", "digest", "merge", "outcome", "read", "verdict",
+    "wire_verdict",
 ]  # fmt: skip
