@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -13,14 +11,9 @@ from typing import Any
 import pytest
 import redis
 import support
-from anyio.from_thread import start_blocking_portal
-from support import PAIRS, Pair, Server
+from support import PAIRS, SERVERS, Pair, Server, running_server
 
-from torrelque import Torrelque, open_server
-
-#: A server of the distribution is tried beside the embedded one. Where it must be there, its absence is an error.
-REDIS = shutil.which("redis-server")
-SERVERS = ["valkey"] + (["redis"] if REDIS or os.environ.get("CI") else [])
+from torrelque import Torrelque
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +30,8 @@ def _logging_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A real server for the whole run, one kind after the other."""
-    if request.param == "redis":
-        assert REDIS, "CI tests against a redis-server too: it must be installed"
-    options = {"enable-debug-command": "yes"}
-    binary = REDIS if request.param == "redis" else None
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(open_server(server=binary, fsync="no", options=options)) as url,
-        redis.Redis.from_url(url) as admin,
-    ):
-        yield Server(request.param, url, admin)
+    with running_server(request.param, fsync="no", options={"enable-debug-command": "yes"}) as server:
+        yield server
 
 
 @pytest.fixture

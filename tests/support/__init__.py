@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,9 @@ import coredis
 import redis
 import redis.asyncio
 from anyio import move_on_after
+from anyio.from_thread import start_blocking_portal
+
+from torrelque import open_server
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,25 @@ class Server:
     kind: str
     url: str
     admin: redis.Redis
+
+
+#: A server of the distribution is tried beside the embedded one. Where it must be there, its absence is an error.
+REDIS = shutil.which("redis-server")
+SERVERS = ["valkey"] + (["redis"] if REDIS or os.environ.get("CI") else [])
+
+
+@contextmanager
+def running_server(kind: str = "valkey", **options: Any) -> Iterator[Server]:
+    """Run a real server of a kind; *options* are those of ``open_server``."""
+    if kind == "redis":
+        assert REDIS, "CI tests against a redis-server too: it must be installed"
+        options["server"] = REDIS
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(open_server(**options)) as url,
+        redis.Redis.from_url(url) as admin,
+    ):
+        yield Server(kind, url, admin)
 
 
 #: Reads everything about a queue in one moment.
