@@ -69,6 +69,13 @@ class Coalescer:
         """Run a call of one item, or one without items, whose answer is read as a whole."""
         return call.parse(await self._submit(call))
 
+    async def run_apart(self, call: Call[R]) -> R:
+        """Run a call of one item by itself, at once, whatever is under way; a cancelled caller drops the connection."""
+        (reply,) = await self._driver.execute([call])
+        if isinstance(reply, Exception):
+            raise reply
+        return call.parse(outcomes(reply)[0] if call.count else reply)
+
     async def _submit(self, call: Call[Any]) -> Reply:
         slot = Slot(call, self._driver.signal())
         if not self._next:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -464,7 +464,13 @@ class Torrelque:
         """
         checks.task_id(task_id)
         lease = None if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
-        ends = await self._run(self._calls.extend(task_id, lease, self._lease()), None)
+        return await self._extend(task_id, lease, self._coalescer.run)
+
+    async def _extend(
+        self, task_id: str, lease: float | None, run: Callable[[Call[float | Verdict]], Awaitable[float | Verdict]]
+    ) -> float:
+        self._check_open()
+        ends = await run(self._calls.extend(task_id, lease, self._lease()))
         if isinstance(ends, Verdict):
             _judge("extend", task_id, ends, strict=True)
         return float(ends)
@@ -474,9 +480,11 @@ class Torrelque:
     ) -> AbstractAsyncContextManager[CancelScope]:
         """Hold the lease of a task as long as the body runs: ``async with queue.lease(task_id): ...``.
 
-        The lease is extended at half of its time. When it is lost all the same (the process stood still, Redis was
-        away for too long), the body is cancelled, for somebody else may be at work on the task. The body may release
-        or requeue the task: given *task_id* itself, that is no loss, and the rest of the body runs on.
+        The lease is extended at half of its time, and where that fails or is not answered, again and again. When it is
+        lost all the same (the process stood still, Redis was away for too long), the body is cancelled, for somebody
+        else may be at work on the task; if it comes to that, a twentieth of the lease before it ends, and at most one
+        second. The body may release or requeue the task: given *task_id* itself, that is no loss, and the rest of the
+        body runs on.
 
         :param task_id: as ``dequeue`` returned it, not a plain ``str``
         :param task_timeout: seconds of each extension, at least 0.001; the task's own length by default
@@ -491,8 +499,8 @@ class Torrelque:
         lease = own if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
         self._check_open()
 
-        async def extend() -> float:
-            return await self.extend(task_id, lease)
+        async def extend(*, apart: bool) -> float:
+            return await self._extend(task_id, lease, self._coalescer.run_apart if apart else self._coalescer.run)
 
         delivered = task_id._delivered
         ends_in = None if delivered is None else own - (current_time() - delivered)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import anyio
 import pytest
 from redis import Redis
-from support import keyspace, snapshot
+from support import Pair, Server, keyspace, snapshot
+from support.freezer import Freezer, freezing
+from support.standstill import Standstill
 
 from torrelque import (
     Torrelque,
@@ -425,6 +428,51 @@ async def test_lease_and_a_queue_that_is_left(open_queue: Any) -> None:
         with pytest.raises(TorrelqueClosedError):
             async with lease:
                 await anyio.sleep_forever()
+
+
+@asynccontextmanager
+async def open_relayed(
+    server: Server, open_client: Any, pair: Pair, name: str
+) -> AsyncGenerator[tuple[Torrelque, Freezer]]:
+    """Open a queue whose every connection goes by a relay."""
+    with freezing(server.url) as relay:
+        async with open_client(f"redis://{relay.address}/0") as client:
+            queue = Torrelque(client, queue=name)
+            async with queue if pair.entered else nullcontext():
+                yield queue, relay
+
+
+async def test_lease_over_connections_that_fell_silent(
+    open_client: Any, server: Server, pair: Pair, name: str, admin: Redis
+) -> None:
+    """Where every connection has died and nobody was told, a lease is kept over a new one in time (F18)."""
+    async with open_relayed(server, open_client, pair, name) as (queue, relay):
+        await queue.enqueue("t", task_timeout=3)
+        task_id, _ = await queue.dequeue(0)
+        first_end = admin.zscore(f"{name}:working", task_id)
+        async with queue.lease(task_id):
+            relay.freeze()
+            with anyio.fail_after(10):
+                while admin.zscore(f"{name}:working", task_id) == first_end:
+                    await anyio.sleep(0.02)
+        assert snapshot(admin, name).now < first_end, "it was extended before it ended"
+
+
+async def test_body_is_cancelled_before_its_lease_ends(
+    open_client: Any, server: Server, pair: Pair, name: str, admin: Redis
+) -> None:
+    """When nothing gets through any more, the body is cancelled while nobody else can have the task yet."""
+    async with open_relayed(server, open_client, pair, name) as (queue, relay):
+        await queue.enqueue("t", task_timeout=2)
+        task_id, _ = await queue.dequeue(0)
+        with Standstill.counted() as standstill:
+            with pytest.raises(TorrelqueLookupError):
+                async with queue.lease(task_id):
+                    relay.freeze(new_ones=True)
+                    await anyio.sleep_forever()
+            stored = snapshot(admin, name)
+        assert stored.now - standstill.seconds < stored.working[task_id] <= stored.now + 0.3
+        relay.thaw()
 
 
 async def test_many_leases_at_once(open_queue: Any, admin: Redis, name: str) -> None:

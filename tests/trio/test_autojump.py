@@ -217,9 +217,15 @@ class Lease:
         self.script = list(script)
         self.started = trio.current_time()
         self.times: list[float] = []
+        self.apart: list[bool] = []
 
-    async def extend(self) -> float:
-        self.times.append(trio.current_time() - self.started)
+    @property
+    def age(self) -> float:
+        return trio.current_time() - self.started
+
+    async def extend(self, *, apart: bool) -> float:
+        self.times.append(self.age)
+        self.apart.append(apart)
         await trio.lowlevel.checkpoint()
         step = self.script.pop(0) if self.script else None
         if isinstance(step, BaseException):
@@ -261,25 +267,96 @@ async def test_body_is_cancelled_when_the_lease_is_lost(autojump_clock: trio.tes
     with pytest.raises(TorrelqueLeaseLostError):
         async with keep_lease(lease.extend, 300, 300):
             await trio.sleep_forever()
-    assert trio.current_time() - lease.started == close_to(300)
+    assert lease.age == close_to(300)
 
 
 async def test_slow_answer_does_not_shorten_the_lease(autojump_clock: trio.testing.MockClock) -> None:
     """An answer that took long still counts from when it was asked: the bound on the safe side."""
-    lease = Lease(100, 50, 50)
+    lease = Lease(50, 50, 50)
     async with keep_lease(lease.extend, 300, 300):
         await trio.sleep(1000)
-    # Asked at 150, answered at 250, ends at 450: asked again half-way between 250 and 450.
-    assert lease.times[:2] == [close_to(150), close_to(350)]
+    # Asked at 150, answered at 200, ends at 450: asked again half-way between 200 and 450.
+    assert lease.times[:2] == [close_to(150), close_to(325)]
 
 
 async def test_answer_that_never_comes(autojump_clock: trio.testing.MockClock) -> None:
-    """The body is cancelled when its lease ends, not when somebody answers."""
+    """A try that hangs holds nothing up: another one goes by another way meanwhile, and its answer keeps the lease."""
     lease = Lease(10**6)
-    with pytest.raises(TorrelqueLookupError, match="ended before Redis answered"):
+    async with keep_lease(lease.extend, 300, 300):
+        await trio.sleep(500)
+    # Asked at 150 and, half of what was left later, at 225; that one is answered, so the lease ends at 525.
+    assert lease.times == [close_to(time) for time in (150, 225, 375)]
+    assert lease.apart == [False, True, False]
+
+
+async def test_answers_that_never_come(autojump_clock: trio.testing.MockClock) -> None:
+    """The body is cancelled a second before its lease ends, whoever may still answer."""
+    lease = Lease(*[10**6] * 1000)
+    with pytest.raises(TorrelqueLookupError, match="had not answered"):
         async with keep_lease(lease.extend, 300, 300):
             await trio.sleep_forever()
-    assert trio.current_time() - lease.started == close_to(300)
+    assert lease.age == close_to(299)
+    assert lease.times[:4] == [close_to(time) for time in (150, 225, 262.5, 281.25)]
+    assert len(lease.times) == 8
+
+
+async def test_late_answer_counts(autojump_clock: trio.testing.MockClock) -> None:
+    """The first try may be answered after the next has begun: each counts from the moment when it was asked."""
+    lease = Lease(100, 10**6)
+    async with keep_lease(lease.extend, 300, 300):
+        await trio.sleep(1000)
+    # Asked at 150 and at 225, answered at 250, ends at 450.
+    assert lease.times[:3] == [close_to(time) for time in (150, 225, 350)]
+
+
+async def test_body_does_not_begin_under_a_lease_that_has_ended(autojump_clock: trio.testing.MockClock) -> None:
+    """A first extension that takes as long as the lease is none."""
+    lease = Lease(310)
+    with pytest.raises(TorrelqueLookupError, match="had not answered"):
+        async with keep_lease(lease.extend, 300, None):
+            pytest.fail("has begun")
+    assert lease.age == close_to(299)
+
+
+async def test_slow_first_extension(autojump_clock: trio.testing.MockClock) -> None:
+    """What a first extension took is not there for the body."""
+    lease = Lease(100)
+    async with keep_lease(lease.extend, 300, None):
+        await trio.sleep(150)
+    # Asked at 0, answered at 100, ends at 300.
+    assert lease.times == [0, close_to(200)]
+
+
+async def test_margin(autojump_clock: trio.testing.MockClock) -> None:
+    """A body has a twentieth of its lease to clean up, and at most a second, before somebody else may have the task."""
+    for seconds, margin in ((0.2, 0.01), (2, 0.1), (20, 1), (3600, 1)):
+        lease = Lease(*[TorrelqueUnavailableError("gone")] * 1000)
+        with pytest.raises(TorrelqueLookupError):
+            async with keep_lease(lease.extend, seconds, seconds):
+                await trio.sleep_forever()
+        assert lease.age == pytest.approx(seconds - margin, abs=0.001)
+
+
+@pytest.mark.parametrize("seconds", [299.5, 1000])
+async def test_everything_stood_still(autojump_clock: trio.testing.MockClock, seconds: float) -> None:
+    """A body whose process wakes up at the end of its lease, or past it, is cancelled before anybody is asked."""
+    lease = Lease()
+    with pytest.raises(TorrelqueLookupError):
+        async with keep_lease(lease.extend, 300, 300):
+            await trio.testing.wait_all_tasks_blocked()
+            autojump_clock.jump(seconds)
+            await trio.sleep_forever()
+    assert (lease.age, lease.times) == (close_to(seconds), [])
+
+
+async def test_everything_stood_still_for_a_while(autojump_clock: trio.testing.MockClock) -> None:
+    """A process that wakes up in time asks at once, and its body goes on."""
+    lease = Lease()
+    async with keep_lease(lease.extend, 300, 300):
+        await trio.testing.wait_all_tasks_blocked()
+        autojump_clock.jump(290)
+        await trio.sleep(100)
+    assert lease.times == [close_to(290)]
 
 
 async def test_redis_away_for_a_while(autojump_clock: trio.testing.MockClock, caplog: Any) -> None:
@@ -297,8 +374,8 @@ async def test_redis_away_for_too_long(autojump_clock: trio.testing.MockClock) -
     with pytest.raises(TorrelqueLookupError, match="could not be reached"):
         async with keep_lease(lease.extend, 300, 300):
             await trio.sleep_forever()
-    assert 299.9 < trio.current_time() - lease.started <= 300
-    assert len(lease.times) < 25
+    assert lease.age == close_to(299)
+    assert len(lease.times) == 8
 
 
 async def test_settled_by_the_body(autojump_clock: trio.testing.MockClock) -> None:
