@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 #: The figures by the names that the command takes, and where they live.
-MODULES: dict[str, str] = {"a1": "a01_kill_storm", "a1-mixed": "a01_mixed"}
+MODULES: dict[str, str] = {
+    "a1": "a01_kill_storm",
+    "a1-mixed": "a01_mixed",
+    "a4": "a04_cancellation",
+}
 
 
 @dataclass(frozen=True)
