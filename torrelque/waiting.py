@@ -18,7 +18,7 @@ from .batching import CROWD
 from .calls import HORIZON, PAST_DUE, Call, Calls, Claim, Delivery, R
 from .catching import Catcher
 from .drivers import Driver, Signal
-from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
+from .errors import TorrelqueClosedError, TorrelqueRedisError, TorrelqueUnknownOutcomeError, fresh
 from .keys import Keys
 from .listening import Hub
 
@@ -307,6 +307,10 @@ class Room:
             if isinstance(reply, Exception):
                 raise reply
         except TorrelqueRedisError as error:
+            if isinstance(error, TorrelqueUnknownOutcomeError):
+                # It may be done, and the task delivered to somebody else since, with the same number: to do it again
+                # would take the task from its holder. What was not done after all comes back when its lease ends.
+                returns = [(task_id, count) for task_id, count in returns if count is None]
             self._returns = returns + self._returns
             return self._outage.failed(error)
         self._outage.worked()

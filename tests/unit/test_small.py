@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import coredis.parser
@@ -21,7 +22,9 @@ from torrelque import (
     TorrelqueUnavailableError,
     codec,
 )
+from torrelque.calls import Call, Calls
 from torrelque.drivers._errors import CODES, class_of_code, error_code
+from torrelque.drivers._scripts import run_scripts
 from torrelque.errors import fresh
 from torrelque.keys import NAMES, Keys
 from torrelque.model import FINAL, TRANSITIONS
@@ -185,6 +188,20 @@ def test_missing_script(parser: Any) -> None:
     """A script that the server does not know is recognised, and sent again with its text."""
     assert error_code(parser("NOSCRIPT No matching script. Please use EVAL.")) == "NOSCRIPT"
     assert error_code(parser("NOSCRIPT No matching script.")) == "NOSCRIPT"
+
+
+@pytest.mark.anyio
+async def test_an_answer_stands_whatever_becomes_of_its_neighbour() -> None:
+    """A connection lost between the trip by SHA-1 and that by text says nothing of calls that were answered by then."""
+    lost = TorrelqueUnavailableError("connection refused")
+
+    async def send(command: bytes, calls: Sequence[Call[Any]]) -> list[Any]:
+        if command == b"EVAL":
+            raise lost
+        return [b"1", Exception("NOSCRIPT No matching script.")]
+
+    calls = Calls(Keys("q"))
+    assert await run_scripts(send, [calls.enqueue([("a", b"1")], 300, 0), calls.stats()]) == [b"1", lost]
 
 
 def test_every_code_has_a_text() -> None:

@@ -11,8 +11,8 @@ import anyio
 import pytest
 from unit.scripted import NOTHING, ScriptedDriver, claim, open_background
 
-from torrelque.calls import Call, Calls
-from torrelque.errors import TorrelqueClosedError, TorrelqueUnavailableError
+from torrelque.calls import Call, Calls, Delivery
+from torrelque.errors import TorrelqueClosedError, TorrelqueUnavailableError, TorrelqueUnknownOutcomeError
 from torrelque.keys import Keys
 from torrelque.listening import Hub
 from torrelque.waiting import CLAIM, HALF, Room
@@ -389,6 +389,19 @@ async def test_handing_back_is_repeated() -> None:
         driver.failure = None
         await until(lambda: bool(handed))
     assert handed == [(b"a", b"1")]
+
+
+async def test_handing_back_is_not_repeated_blindly() -> None:
+    """An unknown outcome is not tried again: done twice it would take the task from whoever was delivered it since."""
+    deliveries = [Delivery(b"a", 1, 300, b'"t"')]
+    driver = ScriptedDriver(Script())
+    driver.failure = TorrelqueUnknownOutcomeError("the answer was lost")
+    async with open_room(driver) as room:
+        room.hand_back(deliveries)
+        await until(lambda: len(driver.named("handback")) == 1)
+        driver.failure = None
+        await room.dequeue(1, 0.2)
+    assert len(driver.named("handback")) == 1
 
 
 async def test_surplus_goes_back() -> None:

@@ -74,7 +74,9 @@ class ErrorMap:
         return Mapped(self, otherwise)
 
     def translate(self, error: Exception, otherwise: type[TorrelqueError]) -> TorrelqueError:
-        """Translate one error."""
+        """Translate one error; one of this library's own is translated already."""
+        if isinstance(error, TorrelqueError):
+            return error
         code = error_code(error)
         known = isinstance(error, self.reply) or code != "ERR"
         translated = (self.ours[class_of_code(code)] if known else otherwise)(str(error))

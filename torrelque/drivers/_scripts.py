@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from torrelque.calls import Call, Reply
+from torrelque.errors import TorrelqueRedisError
 
 from ._errors import error_code
 
@@ -17,10 +18,17 @@ async def run_scripts(send: Send, calls: Sequence[Call[Any]]) -> list[Reply | Ex
     replies = await send(b"EVALSHA", calls)
     missing = [i for i, reply in enumerate(replies) if _is_noscript(reply)]
     if missing:
-        again = await send(b"EVAL", [calls[i] for i in missing])
-        for i, reply in zip(missing, again, strict=True):
+        for i, reply in zip(missing, await _run_texts(send, [calls[i] for i in missing]), strict=True):
             replies[i] = reply
     return replies
+
+
+async def _run_texts(send: Send, calls: Sequence[Call[Any]]) -> Sequence[Reply | Exception]:
+    try:
+        return await send(b"EVAL", calls)
+    except TorrelqueRedisError as error:
+        # It is not the word on those calls whose scripts were known, and which have been answered.
+        return [error] * len(calls)
 
 
 def arguments(command: bytes, call: Call[Any]) -> tuple[bytes, ...]:
