@@ -49,7 +49,7 @@ class Sweeper:
                 stale + step.report.stale, due + step.report.due, undequeued + step.report.undequeued,
             )  # fmt: skip
             for task_id in step.dropped:
-                logger.warning("Dropped task %r from the queue: it has no payload", task_id)
+                logger.warning("Dropped task %r from the queue: it has no payload, or is final", task_id)
             if step.done:
                 return SweepReport(stale, due, undequeued), step.until_next
             cursor = step.cursor

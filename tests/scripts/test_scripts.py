@@ -181,6 +181,8 @@ def check(store: Store, script: Script, before: Data, args: tuple[Any, ...], aft
 DELIVERED = {"dequeue_count": "1", "last_dequeue_time": "now"}
 BACK = {"requeue_count": "1", "last_requeue_time": "now"}
 KEPT = {"status": "3", "result": "5"}
+#: The same of a task that was enqueued as any other.
+FINAL = {**KEPT, "enqueue_time": "1", "timeout": "300"}
 
 
 @_rows(
@@ -305,6 +307,11 @@ def claim(wanted: int, *adopt: str, bound: int = 500) -> tuple[Any, ...]:
         Data(pending="ab", tasks={"a": None}, states={"a": {"status": "3", "result": "5"}}, ttls={"a": 60}), claim(2),
         Data(working={"b": 300}, states={"a": {"status": "3", "result": "5", "enqueue_time": "1", "timeout": "300"},
                                          "b": DELIVERED}, ttls={"a": 60}),
+        claimed(0, "a", delivery("b"), until="300"),
+    ),
+    (
+        "a final id that has a payload still", DEQUEUE, Data(pending="ab", states={"a": KEPT}, ttls={"a": 60}), claim(2),
+        Data(working={"b": 300}, states={"a": FINAL, "b": DELIVERED}, ttls={"a": 60}),
         claimed(0, "a", delivery("b"), until="300"),
     ),
     (
@@ -524,8 +531,13 @@ def test_handback(store: Store, script: Any, before: Data, args: Any, after: Dat
     ),
     (
         "a final id among the leases", SWEEP, Data(working={"a": -1}, tasks={"a": None}, states={"a": KEPT}),
-        ("500", "300", ""), Data(states={"a": {**KEPT, "enqueue_time": "1", "timeout": "300"}}),
-        [1, 0, 0, [b"a"], b"end", b"inf"],
+        ("500", "300", ""), Data(states={"a": FINAL}), [1, 0, 0, [b"a"], b"end", b"inf"],
+    ),
+    (
+        "final ids that have payloads still", SWEEP,
+        Data(working={"a": -1}, delayed={"b": -1}, dequeueing="c", undequeued="c", states=dict.fromkeys("abc", KEPT)),
+        ("500", "300", ""), Data(states=dict.fromkeys("abc", FINAL)),
+        [1, 1, 0, [b"a", b"b", b"c"], b"end", b"inf"],
     ),
 )  # fmt: skip
 def test_sweep(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:
@@ -549,13 +561,29 @@ def test_lease_without_an_end(store: Store) -> None:
 
 
 def test_delay_without_an_end(store: Store) -> None:
-    """A delay that never ends stops nothing else; what is said of the next time can be read as a number."""
+    """A delay that never ends stops nothing else, and what is said of the next time is a number; a sweep ends it."""
     store.seed(Data(pending="a", delayed={"b": 60}))
     store.admin.zadd(store.keys.delayed, {"b": "+inf"})
     assert until_next(store.run(DEQUEUE, *claim(2))) == pytest.approx(300, abs=1)
     store.run(RELEASE, "3", "5000", "a", "", "")
     assert until_next(store.run(DEQUEUE, *claim(1))) == float("inf")
-    assert float(store.run(SWEEP, "500", "300", "")[-1]) == float("inf")
+    assert store.run(SWEEP, "500", "300", "") == [0, 1, 0, [], b"end", b"inf"]
+    assert store.read()["pending"] == ["b"]
+
+
+def test_many_without_an_end(store: Store) -> None:
+    """However many leases and delays have no end: a sweep ends them all, in bounded steps."""
+    leased, waiting = [f"l{n}" for n in range(60)], [f"d{n}" for n in range(60)]
+    store.seed(Data(working=dict.fromkeys(leased, 60), delayed=dict.fromkeys(waiting, 60)))
+    store.admin.zadd(store.keys.working, dict.fromkeys(leased, "+inf"))
+    store.admin.zadd(store.keys.delayed, dict.fromkeys(waiting, "+inf"))
+    due, cursor, steps = 0, b"", 0
+    while cursor != b"end":
+        _, more, _, _, cursor, _ = store.run(SWEEP, "25", "300", cursor)
+        due, steps = due + more, steps + 1
+    assert (due, steps) == (60, 5)
+    assert store.admin.zcount(store.keys.working, "-inf", "(+inf") == 60
+    assert store.admin.zcard(store.keys.delayed) == 0
 
 
 def test_stats_and_state(store: Store) -> None:

@@ -29,9 +29,12 @@ local function claim(ids)
   for i, id in ipairs(ids) do
     local payload = payloads[i]
     local state = read(id, 'status', 'dequeue_count', 'timeout')
-    if not payload and state[1] ~= '3' and state[1] ~= '4' then
+    if is_final(state[1]) then
+      redis.call('HDEL', tasks, id)
+      dropped[#dropped + 1] = id
+    elseif not payload then
       redis.call('LPUSH', dequeueing, id)
-    elseif not payload or held[i] or leased[id] then
+    elseif held[i] or leased[id] then
       dropped[#dropped + 1] = id
     else
       local seconds = lease(state[3], default)

@@ -38,3 +38,8 @@ local function lease(stored, default)
   end
   return tonumber(default)
 end
+
+-- Has the task ended? Its id may stand in the queue all the same, where others put it.
+local function is_final(status)
+  return status == '3' or status == '4'
+end

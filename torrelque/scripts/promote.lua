@@ -1,15 +1,19 @@
 -- promote: give back what has ended, to the tail of pending.
--- An id without a payload is a ghost: it is dropped, and so is its state unless that is final and kept.
--- RETURNS 1 it went to pending | 0 it is a ghost, added to `dropped`
+-- An id without a payload is a ghost: it is dropped, and so is its state. One that is final is dropped too, and its
+-- payload, if others left one; its state is kept.
+-- RETURNS 1 it went to pending | 0 it was added to `dropped`
 local function put_back(id, dropped)
   local state = read(id, 'requeue_count', 'status')
-  if redis.call('HEXISTS', tasks, id) == 1 then
+  local final = is_final(state[2])
+  if not final and redis.call('HEXISTS', tasks, id) == 1 then
     redis.call('LPUSH', pending, id)
     write(id, 'status', '0', 'last_requeue_time', stamp(now), 'requeue_count', whole(state[1]) + 1)
     return 1
   end
   dropped[#dropped + 1] = id
-  if state[2] ~= '3' and state[2] ~= '4' then
+  if final then
+    redis.call('HDEL', tasks, id)
+  else
     redis.call('DEL', task .. ':' .. id)
   end
   return 0

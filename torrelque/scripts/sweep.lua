@@ -13,10 +13,15 @@ redis.call('LLEN', pending)
 redis.call('LLEN', dequeueing)
 redis.call('HLEN', tasks)
 
--- A lease without an end would never come back: it gets one.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', working, '+inf', '+inf', 'LIMIT', 0, 10)) do
+-- A time without an end would never come: such a lease gets one, such a delay is over.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', working, '+inf', '+inf', 'LIMIT', 0, budget)) do
   redis.call('ZREM', working, id)
   redis.call('ZADD', working, stamp(now + lease(read(id, 'timeout')[1], ARGV[2])), id)
+  budget = budget - 1
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '+inf', '+inf', 'LIMIT', 0, budget)) do
+  redis.call('ZREM', delayed, id)
+  redis.call('ZADD', delayed, stamp(now), id)
 end
 
 local stale = promote(working, budget, dropped)
