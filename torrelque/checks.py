@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from .errors import TorrelqueTypeError, TorrelqueValueError
 from .model import TorrelqueTaskId, TorrelqueTaskStatus
@@ -21,6 +22,7 @@ MAX_NAME_BYTES = 128
 _POSITIVE = f"a number of seconds, at least {MIN_SECONDS}"
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+_SERVICE = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -154,17 +156,45 @@ def new_task_ids(values: Sequence[str] | None, count: int) -> list[str] | None:
     return [new_task_id(value) for value in values]
 
 
-def url(value: object) -> str:
-    """Check the URL of a server; what it may hold of secrets is not repeated in an error."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a URL names: one server, the primary that Sentinel tells of, or a cluster."""
+
+    kind: Literal["server", "sentinel", "cluster"]
+    url: str = field(repr=False)
+    """What a client can read: the server, with the first host in the place of one that is not known yet."""
+    places: tuple[tuple[str, int], ...] = ()
+    """Hosts and ports of the sentinels, or of nodes of the cluster."""
+    service: str = ""
+    """The name that Sentinel knows the primary by."""
+    login: dict[str, str] = field(default_factory=dict, repr=False)
+    """User and password for the sentinels."""
+
+
+#: By the scheme of a URL: what it names, and the port of a host that has none.
+_SEVERAL: dict[str, tuple[Literal["sentinel", "cluster"], int]] = {
+    "redis+sentinel": ("sentinel", 26379),
+    "rediss+sentinel": ("sentinel", 26379),
+    "redis+cluster": ("cluster", 6379),
+    "rediss+cluster": ("cluster", 6379),
+}
+_SCHEMES = "redis://, rediss:// or unix://, redis+sentinel:// or redis+cluster://"
+
+
+def url(value: object) -> Target:
+    """Check the URL of a server or of several; what it may hold of secrets is not repeated in an error."""
     if not isinstance(value, str):
         raise TorrelqueTypeError(f"url must be a str, not {type(value).__name__}")
+    scheme, colon, rest = value.partition("://")
+    if colon and scheme in _SEVERAL:
+        return _several(scheme, rest)
     try:
         parts = urlsplit(value)
         port = parts.port
     except ValueError:
         raise TorrelqueValueError("url cannot be read, or its port is not 1 to 65535") from None
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise TorrelqueValueError(f"url must begin with redis://, rediss:// or unix://, not {parts.scheme!r:.40}")
+        raise TorrelqueValueError(f"url must begin with {_SCHEMES}, not {parts.scheme!r:.40}")
     if parts.scheme == "unix":
         if not parts.path:
             raise TorrelqueValueError("url names no socket: write unix:///path/to/socket")
@@ -173,4 +203,47 @@ def url(value: object) -> str:
     elif parts.path.strip("/") and not parts.path.strip("/").isdecimal():
         # Its text is not shown: after a password that holds a slash it would be the rest of the password.
         raise TorrelqueValueError("url must name a database by its number: redis://host:6379/0")
-    return value
+    return Target("server", value)
+
+
+def _several(scheme: str, rest: str) -> Target:
+    kind, default_port = _SEVERAL[scheme]
+    address, question, query = rest.partition("?")
+    netloc, _, path = address.partition("/")
+    login, at, hosts = netloc.rpartition("@")
+    places = tuple(_host(each, default_port) for each in hosts.split(","))
+    service, _, database = path.partition("/")
+    if kind == "cluster" and path.strip("/") not in {"", "0"}:
+        raise TorrelqueValueError("url must not name a database: a cluster has only one: redis+cluster://host:6379")
+    if kind == "sentinel" and not (_SERVICE.fullmatch(service) and re.fullmatch(r"[0-9]{0,5}", database)):
+        raise TorrelqueValueError(
+            "url must name the service that Sentinel knows, and a database by its number if any:"
+            " redis+sentinel://host:26379,host2:26379/service/0"
+        )
+    if re.search(r"[\s\x00-\x1f\x7f]", rest):
+        raise TorrelqueValueError("url must not hold spaces or control characters")
+    given, others = _parted(query)
+    first = f"[{places[0][0]}]" if ":" in places[0][0] else places[0][0]
+    plain = f"{scheme.partition('+')[0]}://{login}{at}{first}:{places[0][1]}/{database if kind == 'sentinel' else ''}"
+    if given and kind == "cluster":
+        raise TorrelqueValueError("url has a user or a password for sentinels, but a cluster has none")
+    return Target(kind, f"{plain}{question}{others}" if others else plain, places, service, given)
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, default_port if parts.port is None else parts.port
+    except ValueError:
+        raise TorrelqueValueError("url cannot be read, or a port is not 1 to 65535") from None
+    if not host or port == 0 or parts.path or parts.username is not None:
+        raise TorrelqueValueError("url must name hosts, with ports of 1 to 65535 if any: host:26379,host2:26379")
+    return host, port
+
+
+def _parted(query: str) -> tuple[dict[str, str], str]:
+    """Part what is for sentinels from what is for the server."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    ours = {"sentinel_username": "username", "sentinel_password": "password"}
+    login = {ours[name]: text for name, text in pairs if name in ours}
+    return login, urlencode([(name, text) for name, text in pairs if name not in ours])

@@ -64,7 +64,8 @@ class Torrelque:
     The attributes below are defaults, which a subclass or an instance may set.
 
     :param client: a :class:`redis.asyncio.Redis` (asyncio), or a :class:`coredis.Redis` that has been entered
-        (asyncio, Trio)
+        (asyncio, Trio); of one server or, made by the library's ``Sentinel``, of the primary; or a ``RedisCluster`` of
+        either library
     :param queue: name of the queue and prefix of its keys: 1 to 128 characters of ``A-Z a-z 0-9 _ . : -`` and at most
         one ``{...}``
     :param serialiser: anything with ``dumps(value) -> bytes`` and ``loads(bytes)``; JSON by default
@@ -99,7 +100,9 @@ class Torrelque:
 
         Works on asyncio and on Trio. Such a queue has to be entered.
 
-        :param url: ``redis://[user:password@]host[:port][/db]``, ``rediss://...`` or ``unix:///path[?db=0]``
+        :param url: ``redis://[user:password@]host[:port][/db]``, ``rediss://...`` or ``unix:///path[?db=0]``;
+            ``redis+sentinel://[user:password@]host[:port],.../service[/db]`` for the primary that sentinels tell of;
+            ``redis+cluster://[user:password@]host[:port],...`` for a cluster; both also with ``rediss+``
         :param queue: name of the queue, as for :class:`Torrelque`
         :param serialiser: as for :class:`Torrelque`
         :param client_options: passed to :meth:`coredis.Redis.from_url`
@@ -119,6 +122,7 @@ class Torrelque:
         self._name = queue
         self._serialiser = serialiser
         self._driver = driver
+        driver.serve(spelled.pending)
         self._background = Background(driver)
         self._calls = Calls(spelled)
         self._coalescer = Coalescer(driver, self._background, lambda: checks.seconds("linger", self.linger))

@@ -11,13 +11,11 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
-from coredis.connection import TCPLocation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
-from support import PAIRS, Pair, Server
+from support import PAIRS, Server
 
-from torrelque import TorrelqueError
 from torrelque.calls import Calls
 from torrelque.drivers import _lines, driver_for
 from torrelque.drivers._scripts import pack
@@ -151,14 +149,6 @@ async def test_a_connection_that_ended_meanwhile_is_not_used(
                     while any(entry["name"] == name for entry in admin.client_list()):
                         await anyio.sleep(0.001)
             assert await driver.execute([calls.state(b"unknown")]) == [[[None] * 9]]
-
-
-@on_coredis
-async def test_a_client_of_sentinel_is_refused(pair: Pair) -> None:
-    """It names no server to connect to: that is said at once, not by the first call."""
-    sentinel = coredis.Sentinel([TCPLocation("localhost", 1)])
-    with pytest.raises(TorrelqueError, match="Sentinel"):
-        driver_for(sentinel.primary_for("name"))
 
 
 @on_coredis

@@ -333,6 +333,14 @@ URLS = [
     f"redis://u:{SECRET}@localhost/x", "redis://localhost/0/1", "redis://localhost/-1", f"redis://u:1/{SECRET}@localhost",
     f"redis://u:a/{SECRET}@localhost/0", "unix://", f"unix://u:{SECRET}@", "redis://localhost/²", "redis://loc\nalhost/x",
     f"redis://localhost/0?db={SECRET}", f"redis://:{SECRET}@localhost?max_connections={SECRET}",
+    "redis+sentinel://", "redis+sentinel://h", "redis+sentinel://h/", f"redis+sentinel://u:{SECRET}@/jobs",
+    "redis+sentinel://h:0/jobs", "redis+sentinel://h:65536/jobs", f"redis+sentinel://u:{SECRET}@h:port/jobs",
+    "redis+sentinel://h,,h2/jobs", "redis+sentinel://h,/jobs", f"redis+sentinel://h/jobs/{SECRET}", "redis+sentinel://h/jobs/0/1",
+    f"redis+sentinel://h/jo{SECRET} bs", "redis+sentinel://[::1/jobs", f"redis+sentinel://h/jobs?db={SECRET}",
+    f"redis+sentinel://u:1/{SECRET}@h/jobs", f"redis+sentinel://h,u:{SECRET}@h2,h3:0/jobs", "redis+sentinel://h\n/jobs",
+    "redis+cluster://", "redis+cluster://h,", "redis+cluster://h:0", f"redis+cluster://u:{SECRET}@h:port", "redis+cluster://h/1",
+    f"redis+cluster://h/{SECRET}", f"redis+cluster://h?sentinel_password={SECRET}", f"redis+cluster://h?max_connections={SECRET}",
+    "sentinel://h/jobs", "redis+unix:///x", "rediss+cluster://", "rediss+sentinel://h/jobs/x", "REDIS+CLUSTER://",
 ]  # fmt: skip
 
 

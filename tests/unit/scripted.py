@@ -38,6 +38,9 @@ class ScriptedDriver:
         self.blocker = ScriptedBlocker()
         self.subscriber = ScriptedSubscriber()
 
+    def serve(self, key: bytes) -> None:
+        pass
+
     def signal(self) -> Event:
         return Event()
 

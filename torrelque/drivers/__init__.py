@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from torrelque.checks import Target
 from torrelque.errors import TorrelqueError
 
 from .base import Blocker, Driver, Signal, Subscriber
@@ -29,12 +30,13 @@ def driver_for(client: Any) -> Driver:
             return CoredisDriver(client)
     raise TorrelqueError(
         "client must be a redis.asyncio.Redis or a coredis.Redis instance (redis.asyncio.Redis instance expected"
-        f" by the published package), not {type(client).__module__}.{type(client).__qualname__}"
+        " by the published package), or a RedisCluster of either library, not"
+        f" {type(client).__module__}.{type(client).__qualname__}"
     )
 
 
-def driver_for_url(url: str, options: dict[str, Any]) -> Driver:
-    """Make a client for *url* that the driver opens and closes itself."""
+def driver_for_url(target: Target, options: dict[str, Any]) -> Driver:
+    """Make a client for *target* that the driver opens and closes itself."""
     from ._coredis import open_url
 
-    return open_url(url, options)
+    return open_url(target, options)

@@ -1,4 +1,4 @@
-"""coredis.Redis, on asyncio and on Trio.
+"""coredis.Redis (one server, or the primary that Sentinel tells of) and coredis.RedisCluster, on asyncio and on Trio.
 
 Scripts go over connections of our own with the client's settings, below its retry policy: that would send a write again
 after a lost answer. What blocks or subscribes has one of coredis's, run in a task group that ends with its use.
@@ -7,19 +7,22 @@ after a lost answer. What blocks or subscribes has one of coredis's, run in a ta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, NoReturn
 
 import coredis
-from anyio import create_task_group, fail_after
+from anyio import CancelScope, create_task_group, fail_after
 from coredis import exceptions as theirs
-from coredis.connection import BaseConnection
+from coredis.connection import BaseConnection, TCPConnection, TCPLocation, UnixDomainSocketLocation
 from coredis.patterns.pipeline import ClusterPipeline, Pipeline
+from coredis.pool import ClusterConnectionPool, SentinelConnectionPool
 from coredis.retry import NoRetryPolicy
+from coredis.typing import Key
 
 from torrelque.calls import Call, Reply
+from torrelque.checks import Target
 from torrelque.errors import (
     TorrelqueError,
     TorrelqueFullError,
@@ -32,8 +35,9 @@ from torrelque.errors import (
 
 from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
-from ._lines import Lines
-from ._scripts import arguments, pack, run_scripts
+from ._lines import Lines, open_line
+from ._scripts import ASKING, arguments, pack, run_scripts
+from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
 from ._wire import ReplyError
 from .base import ANSWER_TIMEOUT, LATE, Blocker, Signal, Subscriber
 
@@ -67,40 +71,100 @@ _ERRORS = ErrorMap(
 
 def is_coredis(client: Any) -> bool:
     """Tell whether *client* is one that this driver serves."""
-    return isinstance(client, coredis.Redis)
+    return isinstance(client, coredis.Redis | coredis.RedisCluster)
 
 
-def open_url(url: str, options: dict[str, Any]) -> CoredisDriver:
-    """Make the driver of a client for *url*, opened and closed with the driver."""
+def open_url(target: Target, options: dict[str, Any]) -> CoredisDriver:
+    """Make the driver of a client for *target*, opened and closed with the driver."""
     try:
-        client = coredis.Redis.from_url(url, retry_policy=NoRetryPolicy(), **options)
+        client = coredis.Redis.from_url(target.url, retry_policy=NoRetryPolicy(), **options)
     except (ValueError, KeyError):
         # What coredis says repeats the value, and a URL may hold secrets anywhere.
         raise TorrelqueValueError("url or client_options hold a setting that coredis cannot read") from None
-    return CoredisDriver(client, owned=True)
+    settings = client.connection_pool.connection_kwargs
+    places = [Place(host, port) for host, port in target.places]
+    if target.kind == "sentinel":
+        # User and password of the URL are those of the server.
+        ask = _asking({**settings, "db": None, "username": None, "password": None, **target.login})
+        return CoredisDriver(client, Sentinel(ask, places, target.service))
+    if target.kind == "cluster":
+        return CoredisDriver(client, Cluster(_asking(settings), places))
+    return CoredisDriver(client, _fixed(client.connection_pool.location))
+
+
+def _topology(client: coredis.Redis[Any] | coredis.RedisCluster[Any]) -> Topology:
+    """Find out from a client where its primary is."""
+    pool = client.connection_pool
+    if isinstance(pool, ClusterConnectionPool):
+        return Cluster(_asking(pool.connection_kwargs), [_place(node) for node in pool.startup_nodes])
+    if isinstance(pool, SentinelConnectionPool):
+        if not pool.is_primary:
+            raise TorrelqueError("client must be the one of a primary: Sentinel(...).primary_for(name)")
+        pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+        # Each sentinel has a client, all with the same settings.
+        ask = _asking(pools[0].connection_kwargs) if pools else _asking({})
+        return Sentinel(ask, [_place(each.location) for each in pools], pool.service_name)
+    return _fixed(pool.location)
+
+
+def _fixed(location: Any) -> Topology:
+    if isinstance(location, UnixDomainSocketLocation):
+        return Topology(Place(path=location.path))
+    return Topology(_place(location))
+
+
+def _place(location: Any) -> Place:
+    if not isinstance(location, TCPLocation):
+        raise TorrelqueError("client must connect by TCP or a unix socket")
+    return Place(location.host, location.port)
+
+
+def _asking(settings: Mapping[str, Any]) -> Callable[[Place, Sequence[tuple[bytes, ...]]], Awaitable[list[Any]]]:
+    """Ask those who know where the primary is, with the *settings* of a client."""
+
+    async def ask(place: Place, question: Sequence[tuple[bytes, ...]]) -> list[Any]:
+        with _ERRORS.mapped(CoredisUnavailableError):
+            line = await open_line(place, settings)
+            try:
+                return await line.ask(b"".join(map(pack, question)), len(question))
+            finally:
+                await line.aclose()
+
+    return ask
 
 
 class CoredisDriver:
-    """Drives a :class:`coredis.Redis`: takes its settings, and its pipelines.
+    """Drives a :class:`coredis.Redis` or a :class:`coredis.RedisCluster`: takes its settings, and its pipelines.
 
-    :param owned: the client was made for this driver, and nobody enters it
+    :param topology: given for a client that was made for this driver, and that nobody enters
     """
 
-    cluster = False
-
-    def __init__(self, client: coredis.Redis[Any], *, owned: bool = False) -> None:
-        self._owned = owned
-        self._pool = client.connection_pool
+    def __init__(
+        self, client: coredis.Redis[Any] | coredis.RedisCluster[Any], topology: Topology | None = None
+    ) -> None:
+        self._owned = topology is not None
+        self._topology = topology or _topology(client)
+        self._watchman = Watchman(self._topology) if isinstance(self._topology, Searched) else None
+        self.cluster = self._topology.cluster
+        self._pool: Any = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
-        self._lines = Lines(self._pool.location, self._pool.connection_kwargs)
+        self._lines = Lines(self._topology, self._pool.connection_kwargs, self._watchman)
         self._signal: Callable[[], Signal] = _refuse
         self._clock: Callable[[], float] = _refuse
+
+    def serve(self, key: bytes) -> None:
+        self._topology.key = key
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
         self._check_client()
         self._signal, self._clock = _of_event_loop()
-        async with self._lines:
+        async with AsyncExitStack() as stack:
+            if self._watchman is not None:
+                group = await stack.enter_async_context(create_task_group())
+                stack.callback(group.cancel_scope.cancel)
+                group.start_soon(self._watchman.run)
+            await stack.enter_async_context(self._lines)
             yield
 
     def _check_client(self) -> None:
@@ -123,14 +187,17 @@ class CoredisDriver:
         raise _not_entered()
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-        replies = await run_scripts(self._send, calls)
+        replies = await run_scripts(self._send, calls, self._topology)
         lost = CoredisUnknownOutcomeError
         return [_ERRORS.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-        request = b"".join([pack((name, *arguments(name, call))) for call in calls])
+    async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
-        return await self._ask(request, len(calls), CoredisUnavailableError if harmless else CoredisUnknownOutcomeError)
+        lost = CoredisUnavailableError if harmless else CoredisUnknownOutcomeError
+        requests = [pack((name, *arguments(name, call))) for call in calls]
+        if place is not None:
+            return await self._ask_once(place, requests, lost)
+        return await self._ask(b"".join(requests), len(calls), lost)
 
     async def _command(self, *command: bytes) -> Any:
         (reply,) = await self._ask(pack(command), 1, CoredisUnavailableError)
@@ -142,15 +209,32 @@ class CoredisDriver:
         """Make one round trip; *lost* is what it means that no answer came."""
         with _ERRORS.mapped(CoredisUnavailableError):
             line = await self._lines.take()
+        bounded = fail_after(ANSWER_TIMEOUT) if self._watchman is None else self._lines.within(
+            ANSWER_TIMEOUT, line.generation
+        )  # fmt: skip
         try:
-            with _ERRORS.mapped(lost), fail_after(ANSWER_TIMEOUT):
+            with _ERRORS.mapped(lost), bounded:
                 replies = await line.ask(request, answers)
         except BaseException:
             # An answer may still come, and must never reach somebody else.
+            self._topology.forget()
             await self._lines.drop(line)
             raise
         await self._lines.give_back(line)
-        return [theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply for reply in replies]
+        return list(map(_as_error, replies))
+
+    async def _ask_once(
+        self, place: Place, requests: list[bytes], lost: type[TorrelqueError]
+    ) -> list[Reply | Exception]:
+        """Ask a node to which a slot is being moved, which otherwise would send us back."""
+        with _ERRORS.mapped(CoredisUnavailableError), fail_after(ANSWER_TIMEOUT):
+            line = await open_line(place, self._pool.connection_kwargs)
+        try:
+            with _ERRORS.mapped(lost), fail_after(ANSWER_TIMEOUT):
+                replies = await line.ask(b"".join([ASKING + each for each in requests]), 2 * len(requests))
+        finally:
+            await line.aclose()
+        return list(map(_as_error, replies[1::2]))
 
     async def config_get(self, name: str) -> str | None:
         try:
@@ -162,26 +246,49 @@ class CoredisDriver:
     def stage(self, call: Call[Any], pipeline: Any) -> None:
         if not isinstance(pipeline, Pipeline | ClusterPipeline):
             raise TorrelqueTypeError(f"pipeline must be a pipeline of a coredis client, not {type(pipeline).__name__}")
-        pipeline.create_request(b"EVAL", *arguments(b"EVAL", call), callback=_as_is)
+        if isinstance(pipeline, ClusterPipeline):
+            script, count, *rest = arguments(b"EVAL", call)
+            keys, values = rest[: len(call.keys)], rest[len(call.keys) :]
+            pipeline.create_request(b"EVAL", script, count, *map(Key, keys), *values, callback=_as_is)
+        else:
+            pipeline.create_request(b"EVAL", *arguments(b"EVAL", call), callback=_as_is)
 
-    def _new_connection(self) -> BaseConnection:
+    def _new_connection(self, place: Place) -> BaseConnection:
         # Not one of the pool's, which does not get back the place of a lent connection that died.
         options = {
             **self._pool.connection_kwargs, "decode_responses": False, "max_idle_time": None, "stream_timeout": None,
         }  # fmt: skip
+        if self._topology.moves:
+            return TCPConnection(TCPLocation(place.host, place.port), **options)
         connection: BaseConnection = self._pool.connection_class(self._pool.location, **options)
         return connection
 
     @asynccontextmanager
     async def _own_connection(self) -> AsyncGenerator[BaseConnection]:
-        connection = self._new_connection()
-        async with create_task_group() as group:
-            with _ERRORS.mapped(CoredisUnavailableError):
-                await group.start(connection.run)
-            try:
-                yield connection
-            finally:
-                connection.invalidate()
+        with _ERRORS.mapped(CoredisUnavailableError):
+            place, generation = await self._topology.locate(), self._topology.generation
+        connection = self._new_connection(place)
+        stay = CancelScope()
+        try:
+            async with create_task_group() as group:
+                with _ERRORS.mapped(CoredisUnavailableError), self._lines.within(ANSWER_TIMEOUT, generation):
+                    await group.start(connection.run)
+                if self._topology.moves:
+                    group.start_soon(self._stay, generation, stay)
+                try:
+                    yield connection
+                finally:
+                    connection.invalidate()
+                    stay.cancel()
+        except BaseException:
+            self._topology.forget()
+            raise
+
+    async def _stay(self, generation: int, scope: CancelScope) -> None:
+        """End the use of a connection to a server that has ceased to be the primary."""
+        with scope:
+            await self._topology.left(generation)
+            raise CoredisUnavailableError("The primary is elsewhere now")
 
     def blocking(self) -> AbstractAsyncContextManager[Blocker]:
         return self._blocking()
@@ -270,6 +377,10 @@ class CoredisSubscriber:
         with _ERRORS.mapped(CoredisUnavailableError):
             kind, channel, data = await anext(self._messages)
         return kind, channel, data if kind == b"message" else None
+
+
+def _as_error(reply: Reply | ReplyError) -> Reply | Exception:
+    return theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply
 
 
 def _as_is(reply: Reply, **_: Any) -> Reply:

@@ -26,6 +26,8 @@ CODES: dict[str, type[TorrelqueError]] = {
     "UNBLOCKED": TorrelqueUnavailableError,
     "CLUSTERDOWN": TorrelqueUnavailableError,
     "TRYAGAIN": TorrelqueUnavailableError,
+    "MOVED": TorrelqueUnavailableError,
+    "ASK": TorrelqueUnavailableError,
 }
 
 #: The clients turn some codes into classes and cut them from the text.
@@ -37,6 +39,8 @@ CODE_OF_CLASS = {
     "UnblockedError": "UNBLOCKED",
     "ClusterDownError": "CLUSTERDOWN",
     "TryAgainError": "TRYAGAIN",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
     "NoScriptError": "NOSCRIPT",
 }
 

@@ -5,29 +5,35 @@ from __future__ import annotations
 import math
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from anyio import Semaphore, connect_tcp, connect_unix, create_task_group, current_time, fail_after
 from anyio.abc import ByteStream, SocketAttribute
 from coredis import exceptions as theirs
-from coredis.connection import TCPLocation, UnixDomainSocketLocation
 from coredis.credentials import UserPassCredentialProvider
 
-from torrelque.errors import TorrelqueClosedError, TorrelqueError
+from torrelque.errors import TorrelqueClosedError
 
 from ._scripts import pack
+from ._topology import Place, Topology, Watchman
 from ._wire import ReplyError, Wire
 from .base import ANSWER_TIMEOUT, HOT, LANES
 
 
 class Line(Wire):
-    """A connection and when it was used last, by the clock of the event loop."""
+    """A connection and when it was used last, by the clock of the event loop.
 
-    def __init__(self, stream: ByteStream) -> None:
+    :param generation: of the topology, when the connection was made
+    """
+
+    def __init__(self, stream: ByteStream, place: Place, generation: int = 0) -> None:
         super().__init__(stream)
         self._raw = stream.extra(SocketAttribute.raw_socket)
+        self.place = place
+        self.generation = generation
         self.used = current_time()
 
     @property
@@ -49,15 +55,13 @@ class Lines:
     """Lends connections to one task at a time, each for one round trip; open between ``async with`` and its end.
 
     :param settings: the parameters with which the client makes its own connections
+    :param watchman: where the primary may move
     """
 
-    def __init__(self, location: Any, settings: Mapping[str, Any]) -> None:
-        if not isinstance(location, TCPLocation | UnixDomainSocketLocation):
-            raise TorrelqueError(
-                "client must connect to one server, by TCP or a unix socket; a client of Sentinel is not supported yet"
-            )
-        self._location: TCPLocation | UnixDomainSocketLocation = location
+    def __init__(self, topology: Topology, settings: Mapping[str, Any], watchman: Watchman | None) -> None:
+        self._topology = topology
         self._settings = settings
+        self._watchman = watchman
         self._open = False
         self._spares: list[Line] = []
         self._free = Semaphore(LANES, fast_acquire=True)
@@ -105,56 +109,89 @@ class Lines:
         await line.aclose()
 
     async def _ready(self) -> Line:
+        if self._topology.moves and self._open:
+            await self._topology.locate()
         while self._spares:
             line = self._spares.pop()
-            if line.usable:
+            if line.generation == self._topology.generation and line.usable:
                 return line
             await line.aclose()
         if not self._open:
             raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
-        with fail_after(min(self._settings.get("connect_timeout") or ANSWER_TIMEOUT, ANSWER_TIMEOUT)):
-            line = Line(await self._connect())
+        return await self._topology.reach(self._new)
+
+    async def _new(self, place: Place) -> Line:
+        generation = self._topology.generation
+        with self.within(self._patience, generation):
+            return await open_line(place, self._settings, generation)
+
+    @property
+    def _patience(self) -> float:
+        return min(self._settings.get("connect_timeout") or ANSWER_TIMEOUT, ANSWER_TIMEOUT)
+
+    @contextmanager
+    def within(self, seconds: float, generation: int) -> Iterator[None]:
+        """Bound the body, which waits for a server; it also ends when the primary turns out to be elsewhere.
+
+        :raises TimeoutError: it was ended
+        """
+        with fail_after(seconds) as scope:
+            if self._watchman is None:
+                yield
+                return
+            self._watchman.begin(scope, generation, lambda: setattr(scope, "deadline", -math.inf))
             try:
-                await self._introduce(line)
-            except BaseException:
-                await line.aclose()
-                raise
-        return line
+                yield
+            finally:
+                self._watchman.end(scope)
 
-    async def _connect(self) -> ByteStream:
-        if isinstance(self._location, UnixDomainSocketLocation):
-            return await connect_unix(self._location.path)
-        host, port, context = self._location.host, self._location.port, self._settings.get("ssl_context")
-        if context is not None:
-            return await connect_tcp(host, port, ssl_context=context, tls_standard_compatible=False)
-        stream = await connect_tcp(host, port)
-        if self._settings.get("socket_keepalive"):
-            raw = stream.extra(SocketAttribute.raw_socket)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in (self._settings.get("socket_keepalive_options") or {}).items():
-                raw.setsockopt(socket.SOL_TCP, option, value)
-        return stream
 
-    async def _introduce(self, line: Line) -> None:
-        # The last one, because TLS sends something after its handshake that has to be read before a silence means
-        # anything. What is answered to it does not matter: with a full disk that is an error.
-        commands = [*await self._introduction(), (b"PING",)]
-        *replies, _ = await line.ask(b"".join(map(pack, commands)), len(commands))
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise theirs.ResponseError(str(reply))
+async def open_line(place: Place, settings: Mapping[str, Any], generation: int = 0) -> Line:
+    """Connect, and introduce the client."""
+    line = Line(await _connect(place, settings), place, generation)
+    try:
+        await _introduce(line, settings)
+    except BaseException:
+        await line.aclose()
+        raise
+    return line
 
-    async def _introduction(self) -> list[tuple[bytes, ...]]:
-        settings = self._settings
-        commands: list[tuple[bytes, ...]] = []
-        provider = settings.get("credential_provider")
-        if provider is None and (settings.get("username") or settings.get("password")):
-            provider = UserPassCredentialProvider(settings.get("username"), settings.get("password"))
-        if provider is not None:
-            given = await provider.get_credentials()
-            commands.append((b"AUTH", given.username.encode(), (given.password or "").encode()))
-        if settings.get("db"):
-            commands.append((b"SELECT", b"%d" % settings["db"]))
-        if settings.get("client_name"):
-            commands.append((b"CLIENT", b"SETNAME", settings["client_name"].encode()))
-        return commands
+
+async def _connect(place: Place, settings: Mapping[str, Any]) -> ByteStream:
+    if place.path:
+        return await connect_unix(place.path)
+    context = settings.get("ssl_context")
+    if context is not None:
+        return await connect_tcp(place.host, place.port, ssl_context=context, tls_standard_compatible=False)
+    stream = await connect_tcp(place.host, place.port)
+    if settings.get("socket_keepalive"):
+        raw = stream.extra(SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (settings.get("socket_keepalive_options") or {}).items():
+            raw.setsockopt(socket.SOL_TCP, option, value)
+    return stream
+
+
+async def _introduce(line: Line, settings: Mapping[str, Any]) -> None:
+    # The last one, because TLS sends something after its handshake that has to be read before a silence means
+    # anything. What is answered to it does not matter: with a full disk that is an error.
+    commands = [*await _introduction(settings), (b"PING",)]
+    *replies, _ = await line.ask(b"".join(map(pack, commands)), len(commands))
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise theirs.ResponseError(str(reply))
+
+
+async def _introduction(settings: Mapping[str, Any]) -> list[tuple[bytes, ...]]:
+    commands: list[tuple[bytes, ...]] = []
+    provider = settings.get("credential_provider")
+    if provider is None and (settings.get("username") or settings.get("password")):
+        provider = UserPassCredentialProvider(settings.get("username"), settings.get("password"))
+    if provider is not None:
+        given = await provider.get_credentials()
+        commands.append((b"AUTH", given.username.encode(), (given.password or "").encode()))
+    if settings.get("db"):
+        commands.append((b"SELECT", b"%d" % settings["db"]))
+    if settings.get("client_name"):
+        commands.append((b"CLIENT", b"SETNAME", settings["client_name"].encode()))
+    return commands

@@ -1,7 +1,8 @@
-"""redis.asyncio.Redis, on asyncio.
+"""redis.asyncio.Redis and redis.asyncio.RedisCluster, on asyncio.
 
 Commands go over connections lent by the client's pool, below ``execute_command``: that would send a write again
-after a lost answer, and decode what must stay bytes. What blocks has a connection of its own.
+after a lost answer, and decode what must stay bytes. What blocks has a connection of its own, and where the primary may
+move all connections are our own, made with the client's settings.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis.asyncio as aioredis
 from anyio import ClosedResourceError, EndOfStream, Event, create_task_group, fail_after, move_on_after
 from redis import exceptions as theirs
 from redis.asyncio.client import Pipeline
+from redis.asyncio.cluster import ClusterPipeline, RedisCluster
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from torrelque.calls import Call, Reply
@@ -32,9 +42,10 @@ from torrelque.errors import (
     TorrelqueValueError,
 )
 
-from ._asyncio import AsyncioSignal, Deadlines
+from ._asyncio import AsyncioSignal, Deadline, Deadlines
 from ._errors import ErrorMap
-from ._scripts import arguments, pack, run_scripts
+from ._scripts import ASKING, arguments, pack, run_scripts
+from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
 from ._wire import CLOSE_TIMEOUT, ReplyError, Wire
 from .base import ANSWER_TIMEOUT, HOT, LANES, LATE, Blocker, Signal, Subscriber
 
@@ -77,13 +88,65 @@ _LEND_ARGS = (
 
 def is_redispy(client: Any) -> bool:
     """Tell whether *client* is one that this driver serves."""
-    return isinstance(client, aioredis.Redis) and not isinstance(client, Pipeline)
+    return isinstance(client, aioredis.Redis | RedisCluster) and not isinstance(client, Pipeline | ClusterPipeline)
 
 
-def _redact(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _redact(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for a connection of our own: no retries (we pace them), no read deadline but the one given."""
-    wanted = {name: value for name, value in kwargs.items() if not name.startswith("maint_notifications")}
+    wanted = {name: value for name, value in kwargs.items() if "maint_notifications" not in name}
     return {**wanted, "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "protocol": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes connections with the settings of a client."""
+
+    kind: type[Any]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pool: Any) -> _Maker:
+        """Take the settings of a pool, whose connections may know where to connect to by themselves."""
+        settings = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
+        return cls(SSLConnection if issubclass(pool.connection_class, SSLConnection) else Connection, settings)
+
+    async def connect(self, place: Place) -> Any:
+        connection = self.kind(**_redact({**self.settings, "host": place.host, "port": place.port}))
+        try:
+            await connection.connect()
+        except BaseException:
+            await _drop(connection)
+            raise
+        return connection
+
+    async def ask(self, place: Place, question: Sequence[tuple[bytes, ...]]) -> list[Any]:
+        """Ask somebody who knows where the primary is."""
+        with _ERRORS.mapped(RedisPyUnavailableError):
+            connection = await self.connect(place)
+            try:
+                return await Wire(_Streams(connection)).ask(b"".join(map(pack, question)), len(question))
+            finally:
+                await _drop(connection)
+
+
+def _place(settings: Mapping[str, Any]) -> Place:
+    return Place(str(settings["host"]), int(settings["port"]))
+
+
+def _find(client: Any) -> tuple[Topology, _Maker | None]:
+    """Find out from a client where its primary is, and how to connect to it if that is not for the pool to do."""
+    if isinstance(client, RedisCluster):
+        nodes = list(client.nodes_manager.startup_nodes.values())
+        maker = _Maker(nodes[0].connection_class, nodes[0].connection_kwargs)
+        return Cluster(maker.ask, [_place(node.connection_kwargs) for node in nodes]), maker
+    pool: Any = client.connection_pool
+    if not isinstance(pool, SentinelConnectionPool):
+        return Topology(), None
+    if not pool.is_master:
+        raise TorrelqueError("client must be the one of a primary: Sentinel(...).master_for(name)")
+    pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    ask = (_Maker.of(pools[0]) if pools else _Maker(Connection, {})).ask
+    return Sentinel(ask, [_place(each.connection_kwargs) for each in pools], pool.service_name), _Maker.of(pool)
 
 
 @dataclass(slots=True)
@@ -100,6 +163,8 @@ class _Loan:
     wire: Wire
     used: float = 0.0
     """When it was used last, by the clock of the event loop."""
+    generation: int = 0
+    """Of the topology, when the connection was made."""
 
     @property
     def patience(self) -> float:
@@ -138,13 +203,17 @@ class _Streams:
 
 
 class RedisPyDriver:
-    """Drives a :class:`redis.asyncio.Redis`."""
+    """Drives a :class:`redis.asyncio.Redis` or a :class:`redis.asyncio.RedisCluster`."""
 
-    cluster = False
-
-    def __init__(self, client: aioredis.Redis) -> None:
-        self._pool: Any = client.connection_pool
-        self.db = int(self._pool.connection_kwargs.get("db") or 0)
+    def __init__(self, client: Any) -> None:
+        self._topology, self._maker = _find(client)
+        self._watchman = Watchman(self._topology) if isinstance(self._topology, Searched) else None
+        self.cluster = self._topology.cluster
+        #: Not used where connections are made by ourselves.
+        self._pool = cast(Any, getattr(client, "connection_pool", None))
+        settings: Mapping[str, Any] = self._pool.connection_kwargs if self._maker is None else self._maker.settings
+        self._settings = settings
+        self.db = int(self._settings.get("db") or 0)
         self._tasks: set[asyncio.Task[None]] = set()
         #: Connections that wait for the next call, and how many may: none in a queue that was not entered.
         self._spares: list[_Loan] = []
@@ -153,13 +222,21 @@ class RedisPyDriver:
         self._lent = 0
         self._returned: Event | None = None
 
+    def serve(self, key: bytes) -> None:
+        self._topology.key = key
+
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
         self._check_loop()
         # A connection of the pool is left to the user's own commands between ours.
-        self._keeps = min(LANES, self._pool.max_connections - 1)
+        self._keeps = LANES if self._maker else min(LANES, self._pool.max_connections - 1)
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                if self._watchman is not None:
+                    group = await stack.enter_async_context(create_task_group())
+                    stack.callback(group.cancel_scope.cancel)
+                    group.start_soon(self._watchman.run)
+                yield
         finally:
             self._keeps = 0
             spares, self._spares = self._spares, []
@@ -198,25 +275,48 @@ class RedisPyDriver:
             logger.error("Background work of a queue that was not entered has failed", exc_info=error)
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-        replies = await run_scripts(self._send, calls)
+        replies = await run_scripts(self._send, calls, self._topology)
         lost = RedisPyUnknownOutcomeError
         return [_ERRORS.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _send(self, name: bytes, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
+    async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
-        request = b"".join([pack((name, *arguments(name, call))) for call in calls])
+        lost = RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError
+        requests = [pack((name, *arguments(name, call))) for call in calls]
+        if place is not None:
+            return await self._ask_once(place, requests, lost)
         loan = await self._lend()
         try:
-            lost = RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError
-            with _ERRORS.mapped(lost), self._deadlines.within(loan.patience):
-                replies = await loan.wire.ask(request, len(calls))
+            with _ERRORS.mapped(lost), self._within(loan):
+                replies = await loan.wire.ask(b"".join(requests), len(calls))
         except BaseException:
             # An answer may still come, and must never reach somebody else.
+            self._topology.forget()
             await _drop(loan.connection)
             raise
         finally:
             await self._give_back(loan)
-        return [theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply for reply in replies]
+        return list(map(_as_error, replies))
+
+    async def _ask_once(
+        self, place: Place, requests: list[bytes], lost: type[TorrelqueError]
+    ) -> list[Reply | Exception]:
+        """Ask a node to which a slot is being moved, which otherwise would send us back."""
+        assert self._maker is not None
+        with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(ANSWER_TIMEOUT):
+            connection = await self._maker.connect(place)
+        try:
+            with _ERRORS.mapped(lost), self._deadlines.within(ANSWER_TIMEOUT):
+                wire = Wire(_Streams(connection))
+                replies = await wire.ask(b"".join([ASKING + each for each in requests]), 2 * len(requests))
+        finally:
+            await _drop(connection)
+        return list(map(_as_error, replies[1::2]))
+
+    def _within(self, loan: _Loan) -> AbstractContextManager[None]:
+        """Bound the wait for an answer; it also ends when the primary turns out to be elsewhere."""
+        deadline = self._deadlines.within(loan.patience)
+        return deadline if self._watchman is None else _watched(self._watchman, deadline, loan.generation)
 
     async def _lend(self) -> _Loan:
         while True:
@@ -233,17 +333,32 @@ class RedisPyDriver:
                 return loan
 
     async def _take(self) -> _Loan:
+        if self._topology.moves:
+            with _ERRORS.mapped(RedisPyUnavailableError):
+                await self._topology.locate()
         while self._spares:
             spare = self._spares.pop()
-            if spare.usable(self.now()):
+            if spare.generation == self._topology.generation and spare.usable(self.now()):
                 return spare
             await self._release(spare)
         with _ERRORS.mapped(RedisPyUnavailableError):
-            connection = await self._pool.get_connection(*_LEND_ARGS)
+            if self._maker is None:
+                connection = await self._pool.get_connection(*_LEND_ARGS)
+            else:
+                connection = await self._topology.reach(self._connect)
         streams = _Streams(connection)
-        loan = _Loan(connection, connection.socket_timeout, streams, Wire(streams))
+        own_timeout = connection.socket_timeout if self._maker is None else self._settings.get("socket_timeout")
+        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=self._topology.generation)
         connection.socket_timeout = None
         return loan
+
+    async def _connect(self, place: Place) -> Any:
+        """Make a connection of our own."""
+        assert self._maker is not None
+        assert self._watchman is not None
+        deadline = self._deadlines.within(ANSWER_TIMEOUT)
+        with _watched(self._watchman, deadline, self._topology.generation):
+            return await self._maker.connect(place)
 
     async def _give_back(self, loan: _Loan) -> None:
         try:
@@ -259,6 +374,9 @@ class RedisPyDriver:
                 self._returned = None
 
     async def _release(self, loan: _Loan) -> None:
+        if self._maker is not None:
+            await _drop(loan.connection)
+            return
         loan.connection.socket_timeout = loan.own_timeout
         with move_on_after(CLOSE_TIMEOUT, shield=True):
             await self._pool.release(loan.connection)
@@ -267,7 +385,7 @@ class RedisPyDriver:
         loan = await self._lend()
         connection = loan.connection
         try:
-            with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(loan.patience):
+            with _ERRORS.mapped(RedisPyUnavailableError), self._within(loan):
                 await connection.send_packed_command(connection.pack_command(*command))
                 return await connection.read_response(disable_decoding=True)
         except BaseException as error:
@@ -288,9 +406,12 @@ class RedisPyDriver:
         return reply[1].decode() if reply else None
 
     def stage(self, call: Call[Any], pipeline: Any) -> None:
+        if isinstance(pipeline, ClusterPipeline):
+            pipeline.execute_command("EVAL", *arguments(b"EVAL", call))
+            return
         if not isinstance(pipeline, Pipeline):
             raise TorrelqueTypeError(
-                f"pipeline must be a pipeline of a redis.asyncio.Redis client, not {type(pipeline).__name__}"
+                f"pipeline must be a pipeline of a redis.asyncio client, not {type(pipeline).__name__}"
             )
         if pipeline.watching and not pipeline.explicit_transaction:
             raise TorrelqueValueError("pipeline is watching keys: call its multi() before queueing calls on it")
@@ -298,6 +419,10 @@ class RedisPyDriver:
 
     @asynccontextmanager
     async def _own_connection(self) -> AsyncGenerator[Any]:
+        if self._maker is not None:
+            async with self._followed_connection() as connection:
+                yield connection
+            return
         connection = self._pool.connection_class(**_redact(self._pool.connection_kwargs))
         try:
             with _ERRORS.mapped(RedisPyUnavailableError):
@@ -305,6 +430,27 @@ class RedisPyDriver:
             yield connection
         finally:
             await _drop(connection)
+
+    @asynccontextmanager
+    async def _followed_connection(self) -> AsyncGenerator[Any]:
+        """Connect to the primary for as long as it is the primary."""
+        try:
+            with _ERRORS.mapped(RedisPyUnavailableError):
+                connection = await self._topology.reach(self._connect)
+            try:
+                async with create_task_group() as group:
+                    group.start_soon(self._stay, self._topology.generation)
+                    yield connection
+                    group.cancel_scope.cancel()
+            finally:
+                await _drop(connection)
+        except BaseException:
+            self._topology.forget()
+            raise
+
+    async def _stay(self, generation: int) -> None:
+        await self._topology.left(generation)
+        raise RedisPyUnavailableError("The primary is elsewhere now")
 
     def blocking(self) -> AbstractAsyncContextManager[Blocker]:
         return self._blocking()
@@ -377,6 +523,20 @@ class RedisPySubscriber:
         if kind == b"pong":
             self._pong.set()
         return kind, channel, rest[0] if kind == b"message" else None
+
+
+@contextmanager
+def _watched(watchman: Watchman, deadline: Deadline, generation: int) -> Iterator[None]:
+    with deadline:
+        watchman.begin(deadline, generation, deadline.pass_by)
+        try:
+            yield
+        finally:
+            watchman.end(deadline)
+
+
+def _as_error(reply: Reply | ReplyError) -> Reply | Exception:
+    return theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply
 
 
 async def _drop(connection: Any) -> None:

@@ -1,34 +1,111 @@
-"""How a script is run, whatever the client: by its SHA-1, and by its text where the server does not know it."""
+"""How scripts are run, whatever the client: by their SHA-1, by their text where the server does not know them, and
+where the server says."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
+
+from anyio import current_time, sleep
 
 from torrelque.calls import Call, Reply
 from torrelque.errors import TorrelqueRedisError
 
 from ._errors import error_code
+from ._topology import Place, Topology, redirected
 
-Send: TypeAlias = Callable[[bytes, Sequence[Call[Any]]], Awaitable[list[Reply | Exception]]]
+#: Sends calls with a command, in one round trip, to the primary, or to a place that asks to be asked this once.
+Send: TypeAlias = Callable[[bytes, Sequence[Call[Any]], Place | None], Awaitable[list[Reply | Exception]]]
+
+#: Seconds for which a call follows a slot that is being moved: then its caller hears of it.
+FOLLOWING = 2.0
+#: The first and the longest pause of a call that has to try again.
+_SOON, _LATER = 0.02, 0.2
+#: So many redirections in a row are an ordinary change; more of them, and the nodes do not agree yet.
+_HOPS = 2
+#: Whoever says so serves nobody: the primary may be elsewhere. Nothing was applied.
+_ELSEWHERE = {"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "UNBLOCKED"}
 
 
-async def run_scripts(send: Send, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-    """Run the script of each call; *send* sends them with the command it is given, in one round trip."""
-    replies = await send(b"EVALSHA", calls)
-    missing = [i for i, reply in enumerate(replies) if _is_noscript(reply)]
-    if missing:
-        for i, reply in zip(missing, await _run_texts(send, [calls[i] for i in missing]), strict=True):
-            replies[i] = reply
+async def run_scripts(send: Send, calls: Sequence[Call[Any]], topology: Topology) -> list[Reply | Exception]:
+    """Run the script of each call. What was surely not applied is sent again where that helps."""
+    replies = await send(b"EVALSHA", calls, None)
+    if any(isinstance(reply, Exception) for reply in replies):
+        await _Rerun(send, calls, topology, replies).run()
     return replies
 
 
-async def _run_texts(send: Send, calls: Sequence[Call[Any]]) -> Sequence[Reply | Exception]:
-    try:
-        return await send(b"EVAL", calls)
-    except TorrelqueRedisError as error:
-        # It is not the word on those calls whose scripts were known, and which have been answered.
-        return [error] * len(calls)
+class _Rerun:
+    """Sends again those calls of a round trip that have run nowhere, and puts their answers in place."""
+
+    def __init__(
+        self, send: Send, calls: Sequence[Call[Any]], topology: Topology, replies: list[Reply | Exception]
+    ) -> None:
+        self._send = send
+        self._calls = calls
+        self._topology = topology
+        self._replies = replies
+        #: How and where each call was sent last.
+        self._ways: list[tuple[bytes, Place | None]] = [(b"EVALSHA", None)] * len(calls)
+
+    async def run(self) -> None:
+        until, pause, rounds = current_time() + FOLLOWING, _SOON, 0
+        while again := self._again():
+            rounds += 1
+            if current_time() > until:
+                return
+            if rounds > _HOPS or any(self._says(i, "TRYAGAIN") for i in again):
+                await sleep(pause)
+                pause = min(2 * pause, _LATER)
+            groups: defaultdict[tuple[bytes, Place | None], list[int]] = defaultdict(list)
+            for i, way in again.items():
+                self._ways[i] = way
+                groups[way].append(i)
+            for (command, place), indexes in groups.items():
+                await self._repeat(command, place, indexes)
+
+    async def _repeat(self, command: bytes, place: Place | None, indexes: list[int]) -> None:
+        try:
+            replies = await self._send(command, [self._calls[i] for i in indexes], place)
+        except TorrelqueRedisError as error:
+            # Of these calls alone: others of the same round trip have their answers.
+            replies = [error] * len(indexes)
+        for i, reply in zip(indexes, replies, strict=True):
+            self._replies[i] = reply
+
+    def _says(self, i: int, code: str) -> bool:
+        reply = self._replies[i]
+        return isinstance(reply, Exception) and error_code(reply) == code
+
+    def _again(self) -> dict[int, tuple[bytes, Place | None]]:
+        """Decide which calls to send again, how and where."""
+        again: dict[int, tuple[bytes, Place | None]] = {}
+        for i, reply in enumerate(self._replies):
+            if isinstance(reply, Exception) and not isinstance(reply, TorrelqueRedisError):
+                way = self._way(reply, *self._ways[i])
+                if way is not None:
+                    again[i] = way
+        return again
+
+    def _way(self, error: Exception, command: bytes, place: Place | None) -> tuple[bytes, Place | None] | None:
+        code = error_code(error)
+        if code == "NOSCRIPT" and command == b"EVALSHA":
+            return b"EVAL", place
+        if not self._topology.moves:
+            return None
+        if code == "TRYAGAIN":
+            return command, None
+        if code in {"MOVED", "ASK"}:
+            target = redirected(error, place or self._topology.place or Place())
+            if target is not None and code == "ASK":
+                return command, target
+            if target is not None:
+                self._topology.learn(target)
+                return command, None
+        if code in _ELSEWHERE:
+            self._topology.forget()
+        return None
 
 
 def arguments(command: bytes, call: Call[Any]) -> tuple[bytes, ...]:
@@ -42,5 +119,5 @@ def pack(command: Sequence[bytes]) -> bytes:
     return b"*%d\r\n" % len(command) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in command])
 
 
-def _is_noscript(reply: Reply | Exception) -> bool:
-    return isinstance(reply, Exception) and error_code(reply) == "NOSCRIPT"
+#: Said before a command to a node that a slot is being moved to.
+ASKING = pack((b"ASKING",))

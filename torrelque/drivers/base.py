@@ -72,6 +72,10 @@ class Driver(Protocol):
     #: A client of a cluster keeps a queue in one slot.
     cluster: bool
 
+    def serve(self, key: bytes) -> None:
+        """Be told a key of the queue: in a cluster all of them are where this one is."""
+        ...
+
     def signal(self) -> Signal:
         """Make a signal for a task of the running event loop."""
         ...

@@ -1,0 +1,164 @@
+"""A queue at a primary that sentinels look after, and what happens when that one dies or falls silent."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import anyio
+import coredis
+import pytest
+from coredis.connection import TCPLocation
+from ha.verbs import enqueue_until_it_works, every_verb
+from redis.asyncio.sentinel import Sentinel
+from support import Pair, wait_until
+from support.clusters import SERVICE, Site, eventually
+
+from torrelque import Torrelque, TorrelqueError, TorrelqueRedisError, TorrelqueUnavailableError
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(90)]
+
+
+async def test_every_verb(open_queue: Any) -> None:
+    """The client of a Sentinel serves like any other."""
+    async with open_queue() as queue:
+        await every_verb(queue)
+
+
+async def test_every_verb_by_url(site: Site, pair: Pair, name: str) -> None:
+    """So does a URL with several sentinels, of which some are not there."""
+    url = site.url.replace("://", "://127.0.0.1:1,", 1)
+    async with Torrelque.from_url(url, queue=name) as queue:
+        await every_verb(queue)
+
+
+async def test_not_entered(open_client: Any, pair: Pair, name: str) -> None:
+    """The calls of the published package work without entering, with redis-py on asyncio."""
+    if pair.client == "coredis":
+        return
+    async with open_client() as client:
+        await every_verb(Torrelque(client, queue=name))
+
+
+async def test_pipeline(open_client: Any, pair: Pair, name: str) -> None:
+    """A call is staged on the client's own pipeline."""
+    async with open_client() as client, Torrelque(client, queue=name) as queue:
+        if pair.client == "redispy":
+            async with client.pipeline() as pipeline:
+                await queue.enqueue("staged", pipeline=pipeline)
+                await pipeline.execute()
+        else:
+            async with client.pipeline() as pipeline:
+                await queue.enqueue("staged", pipeline=pipeline)
+        assert (await queue.dequeue(5))[1] == "staged"
+
+
+async def test_the_client_of_a_replica_is_refused(site: Site, pair: Pair) -> None:
+    """It cannot write: that is said at once."""
+    client: Any
+    if pair.client == "redispy":
+        client = Sentinel([("127.0.0.1", site.sentinels[0].port)]).slave_for(SERVICE)
+    else:
+        client = coredis.Sentinel([TCPLocation("127.0.0.1", site.sentinels[0].port)]).replica_for(SERVICE)
+    with pytest.raises(TorrelqueError, match="primary"):
+        Torrelque(client)
+
+
+async def test_a_service_that_sentinels_do_not_know(site: Site, name: str) -> None:
+    """Nobody tells where the primary is: that is an error of each call, and nothing was sent."""
+    url = site.url.replace(f"/{SERVICE}", "/unknown")
+    async with Torrelque.from_url(url, queue=name) as queue:
+        with pytest.raises(TorrelqueUnavailableError, match="where the primary is"):
+            await queue.enqueue(1)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Signals) -> None:
+    """The primary ends, or falls silent with its connections open: who waited gets the next task, who watched is told,
+    and the sweeper goes on, all unaided."""
+    site.heal()
+    before = site.primary()
+    async with open_queue() as consumer, open_queue() as producer, anyio.create_task_group() as group:
+        consumer.schedule_sweep(0.2)
+        got: list[Any] = []
+        states: list[Any] = []
+        watched = await producer.enqueue("watched", delay=3600)
+
+        async def consume() -> None:
+            while len(got) < 2:
+                try:
+                    task_id, task = await consumer.dequeue()
+                except TorrelqueRedisError:
+                    await anyio.sleep(0.05)  # the documented way
+                else:
+                    got.append(task)
+                    await consumer.release(task_id)
+
+        async def watch() -> None:
+            async for state in producer.watch(watched):
+                states.append(state.status)  # noqa: PERF401  # seen as they come
+
+        group.start_soon(consume)
+        group.start_soon(watch)
+        await producer.enqueue("before")
+        while not (got and states):
+            await anyio.sleep(0.01)
+        # All that was acknowledged is on the replicas: what an asynchronous replication loses is another matter.
+        before.admin.wait(2, 2000)
+        await anyio.sleep(0.2)  # it blocks again
+        before.send(blow)
+        struck = time.monotonic()
+        failures = await enqueue_until_it_works(producer, "after", "after")
+        outage = time.monotonic() - struck
+        while len(got) < 2:
+            await anyio.sleep(0.01)
+        woken = time.monotonic() - struck
+        assert got == ["before", "after"]
+        assert failures >= 1, "nobody heard of the outage: was there one?"
+        assert outage < 10
+        assert woken < outage + 4
+        await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before)
+        # A delivery of the new primary, whose lease ends: the sweeper has followed too.
+        await producer.enqueue("swept", task_timeout=0.3)
+        (await producer.dequeue(5))
+        assert (await producer.dequeue(10))[1] == "swept"
+        # The watcher has followed as well.
+        key = f"{name}:delayed"
+        site.primary().admin.zadd(key, {watched: 1})
+        with anyio.fail_after(8):
+            while len(states) < 2:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    site.heal()
+
+
+async def test_a_demoted_primary_lets_go(open_queue: Any, site: Site) -> None:
+    """A failover by hand: the old primary lives on as a replica and refuses writes, so a queue goes to the new one."""
+    site.heal()
+    before = site.primary()
+    async with open_queue() as queue, anyio.create_task_group() as group:
+        got: list[Any] = []
+
+        async def consume() -> None:
+            while not got:
+                try:
+                    got.append(await queue.dequeue())
+                except TorrelqueRedisError:
+                    await anyio.sleep(0.05)
+
+        await queue.enqueue(1)
+        await queue.release((await queue.dequeue(5))[0])
+        group.start_soon(consume)
+        await anyio.sleep(0.2)
+        before.admin.wait(2, 2000)
+        # A sentinel takes a while to think well of a replica again.
+        leader = site.sentinels[0].admin
+        await anyio.to_thread.run_sync(eventually, lambda: leader.execute_command("SENTINEL", "FAILOVER", SERVICE))
+        await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before)
+        await enqueue_until_it_works(queue, "again", "again")
+        with anyio.fail_after(10):
+            while not got:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    site.heal()

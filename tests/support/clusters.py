@@ -1,0 +1,321 @@
+"""Several real servers that fail over: a primary with replicas that sentinels look after, and a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from torrelque.embedded import _find_server
+
+SERVICE = "jobs"
+#: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead.
+SENTINEL_DOWN, NODE_DOWN = 400, 1000
+_SLOTS = 16384
+_COMMON = {
+    "bind": "127.0.0.1",
+    "save": "",
+    "appendonly": "no",
+    "appendfsync": "everysec",
+    "notify-keyspace-events": "KA",
+    "repl-diskless-sync-delay": "0",
+    "repl-ping-replica-period": "1",
+    "enable-debug-command": "yes",
+}
+
+
+def binary_of(kind: str) -> str:
+    """Find the server program: ``valkey`` is the embedded one, ``redis`` that of the distribution."""
+    return "redis-server" if kind == "redis" else _find_server(None)
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Poll until *condition* is true, errors of Redis counting as false; returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if value := condition():
+                return value
+        except redis.RedisError:
+            pass
+        assert time.monotonic() < deadline, f"did not come true within {seconds} s: {condition}"
+        time.sleep(0.02)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@dataclass(eq=False)
+class Node:
+    """One server process, which can die and come back on its port."""
+
+    binary: str
+    folder: Path
+    port: int
+    options: dict[str, str]
+    mode: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    admin: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.admin = redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2)
+
+    def start(self) -> None:
+        """Return when it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "server.conf"
+        if not (self.mode and config.exists()):  # a sentinel writes its own
+            settings = {"port": str(self.port), "dir": str(self.folder), "logfile": "server.log", **self.options}
+            config.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in settings.items()))
+        self.process = subprocess.Popen(
+            [self.binary, str(config), *self.mode], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        eventually(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.admin.ping())
+        except redis.exceptions.BusyLoadingError:
+            return False
+        except redis.exceptions.ResponseError:
+            return True
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process: SIGSTOP is a machine that is cut off, SIGCONT its return."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, which also ends a process that is stopped."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.admin.close()
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+@dataclass(eq=False)
+class Site:
+    """Servers that belong together.
+
+    :ivar nodes: those that hold data
+    :ivar sentinels: those that look after them, if any
+    """
+
+    kind: str
+    nodes: list[Node]
+    sentinels: list[Node] = field(default_factory=list)
+
+    @property
+    def everything(self) -> list[Node]:
+        return [*self.nodes, *self.sentinels]
+
+    @property
+    def url(self) -> str:
+        """For ``Torrelque.from_url``."""
+        scheme = "redis+sentinel" if self.sentinels else "redis+cluster"
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.sentinels or self.nodes)
+        return f"{scheme}://{hosts}/{SERVICE}" if self.sentinels else f"{scheme}://{hosts}"
+
+    def node(self, port: int) -> Node:
+        return next(node for node in self.nodes if node.port == port)
+
+    def heal(self) -> None:
+        """Bring back what was killed or stopped, and wait until all of it works together again."""
+        for node in self.everything:
+            assert node.process is not None
+            if node.process.poll() is not None:
+                node.start()
+            else:
+                node.send(signal.SIGCONT)
+        if self.sentinels:
+            eventually(self._demote, 40)
+        self.settle()
+
+    def _demote(self) -> bool:
+        """Make replicas of all but one. Sentinels would do it, but take eight seconds to make sure."""
+        known = {sentinel.admin.sentinel_get_master_addr_by_name(SERVICE) for sentinel in self.sentinels}
+        if len(known) != 1:
+            return False
+        (host, port) = known.pop()
+        for node in self.nodes:
+            if node.port != port and node.admin.info("replication")["role"] == "master":
+                node.admin.replicaof(host, port)
+        return True
+
+    def settle(self) -> None:
+        """Wait until there is a primary with all its replicas, and everybody knows it."""
+        eventually(self._is_settled, 40)
+
+    def _is_settled(self) -> bool:
+        if self.sentinels:
+            known = {sentinel.admin.sentinel_get_master_addr_by_name(SERVICE) for sentinel in self.sentinels}
+            return len(known) == 1 and self._is_complete(self.node(known.pop()[1]), len(self.nodes) - 1)
+        primaries = {tuple(sorted(_primaries(node).items())) for node in self.nodes}
+        if len(primaries) != 1 or any(node.admin.cluster("INFO")["cluster_state"] != "ok" for node in self.nodes):
+            return False
+        owners = {self.node(port) for _, port in primaries.pop()}
+        return len(owners) >= 3 and all(self._is_complete(node, 1) for node in owners)
+
+    @staticmethod
+    def _is_complete(node: Node, replicas: int) -> bool:
+        info = node.admin.info("replication")
+        online = [info[f"slave{i}"]["state"] for i in range(info["connected_slaves"])]
+        return info["role"] == "master" and online.count("online") >= replicas
+
+    def primary(self, key: bytes = b"") -> Node:
+        """Find the primary, in a cluster the one of *key*, as most of those see it who can be asked."""
+        votes: list[int] = []
+        for node in self.sentinels or self.nodes:
+            assert node.process is not None
+            if node.process.poll() is None and not _is_stopped(node):
+                with contextlib.suppress(redis.RedisError):
+                    if self.sentinels:
+                        votes.append(node.admin.sentinel_get_master_addr_by_name(SERVICE)[1])
+                    else:
+                        slot = node.admin.execute_command("CLUSTER", "KEYSLOT", key)
+                        votes.append(_primaries(node)[slot])
+        return self.node(max(set(votes), key=votes.count))
+
+    def replicas(self, primary: Node) -> list[Node]:
+        info = primary.admin.info("replication")
+        return [self.node(info[f"slave{i}"]["port"]) for i in range(info["connected_slaves"])]
+
+    def move_slot(self, key: bytes, target: Node, *, pause: Callable[[], object] = lambda: None) -> None:
+        """Move the slot of *key* key by key, as ``redis-cli --cluster reshard`` does; *pause* is called half-way."""
+        source = self.primary(key)
+        slot = source.admin.execute_command("CLUSTER", "KEYSLOT", key)
+        ours, theirs = (node.admin.execute_command("CLUSTER", "MYID") for node in (source, target))
+        target.admin.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ours)
+        source.admin.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", theirs)
+        keys = source.admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1_000_000)
+        half = len(keys) // 2
+        for part in (keys[:half], keys[half:]):
+            for i in range(0, len(part), 100):
+                command = ["MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *part[i : i + 100]]
+                source.admin.execute_command(*command)
+            pause()
+        while rest := source.admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.admin.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *rest)
+        for node in (target, source, *(each for each in self.nodes if each not in (target, source))):
+            with contextlib.suppress(redis.RedisError):  # a replica is told by its primary
+                node.admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", theirs)
+
+    def move_slot_whole(self, key: bytes, target: Node) -> None:
+        """Move the slot of *key* in one step, as Valkey 9 can."""
+        source = self.primary(key)
+        slot = source.admin.execute_command("CLUSTER", "KEYSLOT", key)
+        name = target.admin.execute_command("CLUSTER", "MYID")
+        source.admin.execute_command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", name)
+        eventually(lambda: _primaries(target)[slot] == target.port)
+
+
+def _is_stopped(node: Node) -> bool:
+    assert node.process is not None
+    return Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def _primaries(node: Node) -> dict[int, int]:
+    """By slot the port of its primary, as *node* sees it."""
+    connection = node.admin.connection_pool.get_connection()
+    try:
+        connection.send_command("CLUSTER", "SLOTS")  # past the client's own idea of the answer
+        ranges = connection.read_response()
+    finally:
+        node.admin.connection_pool.release(connection)
+    return {slot: servers[0][1] for first, last, *servers in ranges for slot in range(first, last + 1)}
+
+
+@contextlib.contextmanager
+def open_sentinel(folder: Path, kind: str = "valkey", replicas: int = 2, **options: str) -> Iterator[Site]:
+    """Run a primary, replicas and three sentinels.
+
+    :param options: settings of the data nodes, with ``_`` for ``-``
+    """
+    binary = binary_of(kind)
+    ports = _free_ports(replicas + 4)
+    given = {**_COMMON, **{name.replace("_", "-"): value for name, value in options.items()}}
+    nodes = [Node(binary, folder / f"node{i}", port, dict(given)) for i, port in enumerate(ports[3:])]
+    for node in nodes[1:]:
+        node.options["replicaof"] = f"127.0.0.1 {nodes[0].port}"
+    watch = f"monitor {SERVICE} 127.0.0.1 {nodes[0].port} 2"
+    sentinels = [
+        Node(binary, folder / f"sentinel{i}", port, {"bind": "127.0.0.1", "sentinel": watch}, ("--sentinel",))
+        for i, port in enumerate(ports[:3])
+    ]
+    site = Site(kind, nodes, sentinels)
+    try:
+        for node in site.everything:
+            node.start()
+        for sentinel in sentinels:
+            for name, value in {
+                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 3000, "parallel-syncs": 2,
+            }.items():  # fmt: skip
+                sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
+        eventually(lambda: all(_sees_others(sentinel, replicas) for sentinel in sentinels))
+        site.settle()
+        yield site
+    finally:
+        for node in site.everything:
+            node.close()
+
+
+def _sees_others(sentinel: Node, replicas: int) -> bool:
+    state = sentinel.admin.sentinel_master(SERVICE)
+    return state["num-other-sentinels"] == 2 and state["num-slaves"] == replicas
+
+
+@contextlib.contextmanager
+def open_cluster(folder: Path, kind: str = "valkey", **options: str) -> Iterator[Site]:
+    """Run a cluster of three primaries with a replica each.
+
+    :param options: settings of the nodes, with ``_`` for ``-``
+    """
+    binary = binary_of(kind)
+    ports = _free_ports(12)
+    given = {
+        **_COMMON, "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
+        **{name.replace("_", "-"): value for name, value in options.items()},
+    }  # fmt: skip
+    nodes = [
+        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])})
+        for i, port in enumerate(ports[:6])
+    ]
+    site = Site(kind, nodes)
+    try:
+        for node in nodes:
+            node.start()
+        for i, node in enumerate(nodes[:3]):
+            node.admin.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
+            first, last = _SLOTS * i // 3, _SLOTS * (i + 1) // 3 - 1
+            node.admin.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for node in nodes[1:]:
+            node.admin.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, ports[6])
+        eventually(lambda: all(int(node.admin.cluster("INFO")["cluster_known_nodes"]) == 6 for node in nodes))
+        for i, node in enumerate(nodes[3:]):
+            name = nodes[i].admin.execute_command("CLUSTER", "MYID")
+            eventually(lambda node=node, name=name: node.admin.execute_command("CLUSTER", "REPLICATE", name))
+        site.settle()
+        yield site
+    finally:
+        for node in site.everything:
+            node.close()
