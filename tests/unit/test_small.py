@@ -25,6 +25,7 @@ from torrelque import (
 from torrelque.calls import Call, Calls
 from torrelque.drivers._errors import CODES, class_of_code, error_code
 from torrelque.drivers._scripts import run_scripts
+from torrelque.drivers._topology import Place, Topology
 from torrelque.errors import fresh
 from torrelque.keys import NAMES, Keys
 from torrelque.model import FINAL, TRANSITIONS
@@ -155,6 +156,8 @@ TEXTS: dict[str, type[Exception]] = {
     "CLUSTERDOWN The cluster is down": TorrelqueUnavailableError,
     "CLUSTERDOWN Hash slot not served": TorrelqueUnavailableError,
     "TRYAGAIN Multiple keys request during rehashing of slot": TorrelqueUnavailableError,
+    "MOVED 3999 127.0.0.1:6381": TorrelqueUnavailableError,
+    "ASK 3999 127.0.0.1:6381": TorrelqueUnavailableError,
     "WRONGTYPE Operation against a key holding the wrong kind of value": TorrelqueStorageError,
     "WRONGTYPE Operation against a key holding the wrong kind of value script: 8f3c, on @user_script:36.": (
         TorrelqueStorageError
@@ -195,13 +198,13 @@ async def test_an_answer_stands_whatever_becomes_of_its_neighbour() -> None:
     """A connection lost between the trip by SHA-1 and that by text says nothing of calls that were answered by then."""
     lost = TorrelqueUnavailableError("connection refused")
 
-    async def send(command: bytes, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def send(command: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Any]:
         if command == b"EVAL":
             raise lost
         return [b"1", Exception("NOSCRIPT No matching script.")]
 
     calls = Calls(Keys("q"))
-    assert await run_scripts(send, [calls.enqueue([("a", b"1")], 300, 0), calls.stats()]) == [b"1", lost]
+    assert await run_scripts(send, [calls.enqueue([("a", b"1")], 300, 0), calls.stats()], Topology()) == [b"1", lost]
 
 
 def test_every_code_has_a_text() -> None:
