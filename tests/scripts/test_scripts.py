@@ -310,8 +310,8 @@ def claim(wanted: int, *adopt: str, bound: int = 500) -> tuple[Any, ...]:
         claimed(0, "a", delivery("b"), until="300"),
     ),
     (
-        "a final id that has a payload still", DEQUEUE, Data(pending="ab", states={"a": KEPT}, ttls={"a": 60}), claim(2),
-        Data(working={"b": 300}, states={"a": FINAL, "b": DELIVERED}, ttls={"a": 60}),
+        "a final id that has a payload still", DEQUEUE, Data(pending="ab", states={"a": KEPT}, ttls={"a": 60}),
+        claim(2), Data(working={"b": 300}, states={"a": FINAL, "b": DELIVERED}, ttls={"a": 60}),
         claimed(0, "a", delivery("b"), until="300"),
     ),
     (
