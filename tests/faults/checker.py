@@ -59,11 +59,13 @@ class Violation:
 class Findings:
     """What the checker has to say.
 
+    :ivar forgiven: what is none because of :attr:`Allowances.rollback`
     :ivar counts: by name; ``lost``, ``unexpected``, ``recovered``, ... are there even when they are 0
     :ivar recoveries: seconds from the end of a lease to the next delivery, for each lease that ran out
     """
 
     violations: list[Violation] = field(default_factory=list)
+    forgiven: list[Violation] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     recoveries: list[float] = field(default_factory=list)
 
@@ -301,8 +303,8 @@ class _Judge:
 
     def _broken(self, kind: str, task_id: str, text: str, *, by_rollback: bool = False) -> None:
         self._findings.counts[kind] += 1
-        if not (by_rollback and self._allowed.rollback):
-            self._findings.violations.append(Violation(kind, task_id, text))
+        forgiven = by_rollback and self._allowed.rollback
+        (self._findings.forgiven if forgiven else self._findings.violations).append(Violation(kind, task_id, text))
 
     def _judge_loss(self, task_id: str, task: _Task) -> None:
         """I1: what was accepted is done, or may be done, or is there."""

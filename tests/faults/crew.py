@@ -78,16 +78,26 @@ class Crew:
             child.process.wait()
         self._recorder.__exit__()
 
-    def add(self, slot: str, command: Callable[[str], Sequence[str]], *, ends: bool = False) -> Child:
-        """Start a new member; *command* spells the command for the name of an incarnation.
+    def add(
+        self, slot: str, command: Callable[[str], Sequence[str]], *, ends: bool = False, start: bool = True
+    ) -> None:
+        """Take in a new member; *command* spells the command for the name of an incarnation.
 
         :param ends: it ends by itself when its work is done
+        :param start: start it now
         """
         self._makers[slot] = command
         self._numbers[slot] = 0
-        child = self.start(slot)
-        child.ends = ends
-        return child
+        if start:
+            self.start(slot).ends = ends
+
+    def note(self, kind: str, about: str, value: Any = None) -> None:
+        """Write something down for the reader of the history."""
+        self._recorder.event(kind, about, value)
+
+    def expect(self, slot: str) -> None:
+        """A member may end from now on, by what is done to it."""
+        self.members[slot].expected = True
 
     def start(self, slot: str) -> Child:
         """Start a member, or the next incarnation of one that has ended."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 MODULES: dict[str, str] = {
     "a1": "a01_kill_storm",
     "a1-mixed": "a01_mixed",
+    "a2": "a02_power",
     "a4": "a04_cancellation",
 }
 

@@ -1,12 +1,14 @@
-"""A producer: enqueues its share at an even pace, each batch until it is acknowledged: ``python -m faults.producer``.
+"""A producer: enqueues at an even pace, each batch until it is acknowledged: ``python -m faults.producer``.
 
-Tasks have ids of their own, so that a batch can be sent again when it is not known whether it was stored.
+It ends when it has enqueued its share, or by SIGTERM. Tasks have ids of their own, so that a batch can be sent again
+when it is not known whether it was stored.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -69,6 +71,13 @@ def batches(orders: Orders) -> Any:
         made += size
 
 
+def stoppable() -> list[int]:
+    """Note a SIGTERM in the list that is returned: no batch is begun after that."""
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    return signals
+
+
 def args(batch: Batch) -> list[tuple[str, str]]:
     return [(task_id, digest(body)) for task_id, body in zip(batch.ids, batch.bodies, strict=True)]
 
@@ -93,21 +102,27 @@ async def send(queue: Torrelque, batch: Batch, recorder: Recorder, lease: float)
 
 async def produce(orders: Orders) -> None:
     """Enqueue with the library."""
+    told_to_stop = stoppable()
     with Recorder(Path(orders.history), orders.name) as recorder:
         async with open_queue(orders.place, orders.queue, orders.way) as queue:
             began = anyio.current_time()
             for batch in batches(orders):
                 await anyio.sleep_until(began + batch.due)
+                if told_to_stop:
+                    return
                 await send(queue, batch, recorder, orders.lease)
 
 
 def produce_by_wire(orders: Orders) -> None:
     """Enqueue through servers."""
+    told_to_stop = stoppable()
     channel, stub = dial(orders.place)
     with channel, Recorder(Path(orders.history), orders.name) as recorder:
         began = time.monotonic()
         for batch in batches(orders):
             time.sleep(max(0.0, began + batch.due - time.monotonic()))
+            if told_to_stop:
+                return
             while not send_by_wire(stub, batch, recorder, orders):
                 time.sleep(PAUSE)
 

@@ -196,16 +196,25 @@ def acked_a_second(told: History) -> float:
 
 
 @contextlib.contextmanager
-def open_site(folder: Path, seed: int, lease: float, sweep: float = 1.0) -> Iterator[Site]:
-    """Start a server of one's own, and a crew that is gone at the end."""
-    queue = "storm"
+def site_at(url: str, folder: Path, seed: int, lease: float, sweep: float = 1.0) -> Iterator[Site]:
+    """Make a crew, which is gone at the end, for a server that somebody runs there."""
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(open_server(folder / "data", fsync="no")) as url,
         redis.Redis.from_url(url) as admin,
         Crew(folder) as crew,
     ):
-        yield Site(folder, queue, url, seed, lease, sweep, crew, admin, portal)
+        yield Site(folder, "storm", url, seed, lease, sweep, crew, admin, portal)
+
+
+@contextlib.contextmanager
+def open_site(folder: Path, seed: int, lease: float, sweep: float = 1.0) -> Iterator[Site]:
+    """Start a server of one's own, and make a crew."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(open_server(folder / "data", fsync="no")) as url,
+        site_at(url, folder, seed, lease, sweep) as site,
+    ):
+        yield site
 
 
 def progress(text: str) -> None:
@@ -213,4 +222,4 @@ def progress(text: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-__all__ = ["WAYS", "Site", "Watch", "acked_a_second", "free_port", "open_site", "progress", "watching"]
+__all__ = ["WAYS", "Site", "Watch", "acked_a_second", "free_port", "open_site", "progress", "site_at", "watching"]
