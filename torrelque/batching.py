@@ -14,7 +14,7 @@ from typing import Any
 from anyio import sleep
 
 from .background import Background, Runner
-from .calls import BOUND, MAX_BYTES, Call, R, Reply, outcomes
+from .calls import BOUND, MAX_BYTES, Call, R, Reply, damaged, outcomes
 from .drivers import Driver, Signal
 from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
 
@@ -63,11 +63,11 @@ class Coalescer:
         :raises TorrelqueRedisError: what the driver says of the run
         """
         reply = await self._submit(call)
-        return list(map(call.parse, reply if call.count > 1 else [reply]))
+        return list(map(call.read, reply if call.count > 1 else [reply]))
 
     async def run(self, call: Call[R]) -> R:
         """Run a call of one item, or one without items, whose answer is read as a whole."""
-        return call.parse(await self._submit(call))
+        return call.read(await self._submit(call))
 
     async def run_apart(self, call: Call[R]) -> R:
         """Run a call of one item by itself, at once, whatever is under way; a cancelled caller drops the connection."""
@@ -157,11 +157,13 @@ def _deal(run: list[Slot], reply: Reply | Exception) -> None:
         _settle(run, reply)
     elif run[0].call.count == 0:
         run[0].reply = reply
+    elif len(items := outcomes(reply)) != sum([slot.call.count for slot in run]):
+        _settle(run, damaged())
     else:
-        items = iter(outcomes(reply))
+        left = iter(items)
         for slot in run:
             count = slot.call.count
-            slot.reply = next(items) if count == 1 else list(islice(items, count))
+            slot.reply = next(left) if count == 1 else list(islice(left, count))
 
 
 def _alike(slots: list[Slot]) -> bool:

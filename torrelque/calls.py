@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import scripts
+from .errors import TorrelqueUnknownOutcomeError
 from .keys import Keys
 from .model import SweepReport, TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskStatus
 
@@ -38,6 +39,7 @@ PAST_DUE = 0.001
 
 #: The stored fields of a state, in the order of :class:`TorrelqueTaskState`; ``None`` where not set.
 Fields: TypeAlias = list[bytes | None]
+FIELDS = 9
 
 #: Where a sweep begins: with everything, or with leases and delays only.
 SWEEP_ALL, SWEEP_TIMED = b"", b"timed"
@@ -65,6 +67,16 @@ class Call(Generic[R]):
     """How many items there are; 0 for a call that is never joined with others and answered as a whole."""
     parse: Callable[[Reply], R]
     """Read the outcome of one item, or of the whole."""
+
+    def read(self, reply: Reply) -> R:
+        """Read it, and trust nobody.
+
+        :raises TorrelqueUnknownOutcomeError: something between here and Redis has damaged the answer
+        """
+        try:
+            return self.parse(reply)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise damaged() from error
 
 
 @dataclass(slots=True)
@@ -198,8 +210,15 @@ class Calls:
 
 
 def outcomes(reply: Reply) -> list[Reply]:
-    """Part the answer to a call with items."""
-    return reply.split() if isinstance(reply, bytes) else list(reply)
+    """Part the answer to a call with items; empty when it is none."""
+    if isinstance(reply, bytes):
+        return reply.split()
+    return reply if isinstance(reply, list) else []
+
+
+def damaged() -> TorrelqueUnknownOutcomeError:
+    """Say that an answer cannot be read."""
+    return TorrelqueUnknownOutcomeError("the answer was damaged on its way: the call may or may not have taken effect")
 
 
 _VERDICTS = {b"%d" % verdict: verdict for verdict in Verdict}
@@ -214,11 +233,16 @@ def _read_extension(text: bytes) -> float | Verdict:
     return float(text) if verdict is None else verdict
 
 
+_DONE = {b"1": True, b"0": False}
+
+
 def _is_done(text: bytes) -> bool:
-    return text == b"1"
+    return _DONE[text]
 
 
 def _read_fields(reply: Reply) -> Fields:
+    if len(reply) != FIELDS:
+        raise ValueError(reply)
     return list(reply)
 
 
@@ -226,6 +250,8 @@ def _read_claim(reply: Reply) -> Claim:
     """Read the answer of the dequeue script."""
     sheet, _, bodies = reply.partition(b"\n")
     until_next, more, drops, *numbers = sheet.split()
+    if not float(until_next) >= 0 or not 0 <= int(drops) <= len(numbers):
+        raise ValueError(sheet)
     lengths = numbers[len(numbers) - int(drops) :]
     deliveries: list[Delivery] = []
     at = 0
@@ -238,6 +264,8 @@ def _read_claim(reply: Reply) -> Claim:
     for length in lengths:
         dropped.append(bodies[at : at + int(length)])
         at += int(length)
+    if at != len(bodies):
+        raise ValueError(sheet)
     return Claim(deliveries, dropped, float(until_next), more == b"1")
 
 

@@ -266,7 +266,7 @@ class Room:
         (reply,) = await self._driver.execute([call])
         if isinstance(reply, Exception):
             raise reply
-        return call.parse(reply)
+        return call.read(reply)
 
     def _deal(self, claim: Claim, short: bool) -> None:
         """Give out what was claimed: one for each seat first, then to each what it wants.

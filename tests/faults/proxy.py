@@ -355,8 +355,9 @@ class FaultProxy:
         self._loop.call_later(0.01 if self._links else 0, self._loop.stop)  # what was cancelled ends first
 
     def _reset(self) -> None:
-        for link in list(self._links):
+        for link, serving in list(self._links.items()):
             link.close(reset=True)
+            serving.cancel()
         for each in self._mute:
             each.close()
         self._mute.clear()

@@ -17,6 +17,7 @@ from torrelque.errors import (
     TorrelqueRedisError,
     TorrelqueStorageError,
     TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
 )
 from torrelque.keys import Keys
 from torrelque.model import TorrelqueQueueStats
@@ -62,6 +63,18 @@ async def test_lone_call_is_sent_at_once() -> None:
         assert await coalescer.run(CALLS.stats()) == TorrelqueQueueStats(0, 0, 0, 0)
         assert await coalescer.run_many(CALLS.enqueue([("a", b"1"), ("b", b"2")], 1, 0)) == [True, True]
     assert [len(run) for run in driver.runs] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("answer", [b"1", b"1 1 1", b"", None, 7, [b"1"], b"1 x"], ids=repr)
+async def test_damaged_answer(answer: Any) -> None:
+    """An answer that is none tells its callers so, and the next call is served."""
+    driver = ScriptedDriver(lambda call: answer)
+    async with open_background(driver) as background:
+        coalescer = Coalescer(driver, background)
+        with pytest.raises(TorrelqueUnknownOutcomeError):
+            await coalescer.run_many(CALLS.enqueue([("a", b"1"), ("b", b"2")], 1, 0))
+        driver.answer = echo
+        assert await coalescer.run_many(CALLS.enqueue([("a", b"1"), ("b", b"2")], 1, 0)) == [True, True]
 
 
 async def test_crowd_shares_a_run() -> None:

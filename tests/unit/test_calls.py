@@ -23,6 +23,7 @@ from torrelque.calls import (
     text_of_seconds,
 )
 from torrelque.checks import MAX_SECONDS, MIN_SECONDS
+from torrelque.errors import TorrelqueUnknownOutcomeError
 from torrelque.keys import Keys
 from torrelque.model import SweepReport, TorrelqueQueueStats
 
@@ -155,6 +156,24 @@ def test_stats_and_state() -> None:
     call = CALLS.state(b"a")
     (fields,) = outcomes([[b"1", None] + [None] * 7])
     assert call.parse(fields) == [b"1", None] + [None] * 7
+
+
+@pytest.mark.parametrize(
+    ("call", "reply"),
+    [(CALLS.dequeue(1, 300), reply) for reply in (
+        None, [], 7, b"", b"\n", b"inf 0\n", b"nan 0 0\n", b"-1 0 0\n", b"inf 0 0 1 300 1\na",
+        b"inf 0 0 x 300 1 1\nab", b"inf 0 0 1 300 1 2\nab", b"inf 0 0 1 300 1 1\nabc", b"inf 0 1\n", b"inf 0 0 1 300 1 1 1\nab",
+    )]
+    + [(CALLS.sweep(300, SWEEP_ALL), reply) for reply in (None, b"", [0] * 5, [0, 0, 0, [], b"end", b"x"])]
+    + [(CALLS.stats(), reply) for reply in (None, b"", [1, 2, 3], [1, 2, 3, b"x"])]
+    + [(CALLS.state(b"a"), reply) for reply in (None, 7, [], [None] * 8)]
+    + [(CALLS.enqueue([("a", b"b")], 1, 0), reply) for reply in (b"2", b"", None, [])]
+    + [(CALLS.requeue("a", 0, None), b"9"), (CALLS.extend("a", None, 300), b"soon")],
+)  # fmt: skip
+def test_damaged_answers(call: Any, reply: Any) -> None:
+    """What cannot be an answer is none: what was asked for may or may not have been done."""
+    with pytest.raises(TorrelqueUnknownOutcomeError):
+        call.read(reply)
 
 
 def test_reads_are_known_as_such() -> None:

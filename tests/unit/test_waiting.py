@@ -110,6 +110,16 @@ async def test_what_is_there_comes_at_once() -> None:
     assert returned(driver) == []
 
 
+async def test_a_damaged_claim() -> None:
+    """An answer that cannot be read ends the wait of those who asked, and of nobody after them."""
+    driver = ScriptedDriver(Script(b"inf 0 0 1 300 1 9\nab", claim("a")))
+    async with open_room(driver) as room:
+        with pytest.raises(TorrelqueUnknownOutcomeError):
+            await room.dequeue(1, 5)
+        (delivery,) = await room.dequeue(1, 5)
+    assert delivery.task_id == b"a"
+
+
 async def test_a_lease_counts_from_the_request() -> None:
     """A delivery knows when it was asked for, however late the answer comes; its lease is counted from there."""
     driver = ScriptedDriver(Script(claim("a")))

@@ -149,6 +149,7 @@ class CoredisDriver:
         self._pool: Any = client.connection_pool
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
         self._lines = Lines(self._topology, self._pool.connection_kwargs, self._watchman)
+        self._patience = min(self._pool.connection_kwargs.get("stream_timeout") or ANSWER_TIMEOUT, ANSWER_TIMEOUT)
         self._signal: Callable[[], Signal] = _refuse
         self._clock: Callable[[], float] = _refuse
 
@@ -209,8 +210,8 @@ class CoredisDriver:
         """Make one round trip; *lost* is what it means that no answer came."""
         with _ERRORS.mapped(CoredisUnavailableError):
             line = await self._lines.take()
-        bounded = fail_after(ANSWER_TIMEOUT) if self._watchman is None else self._lines.within(
-            ANSWER_TIMEOUT, line.generation
+        bounded = fail_after(self._patience) if self._watchman is None else self._lines.within(
+            self._patience, line.generation
         )  # fmt: skip
         try:
             with _ERRORS.mapped(lost), bounded:

@@ -15,6 +15,12 @@ from torrelque.calls import Reply
 #: Closing a connection must not hang on a peer that is gone.
 CLOSE_TIMEOUT = 1.0
 _CHUNK = 1 << 17
+#: What is longer, or nested deeper, is no answer: nothing waits for its end or takes memory for it. Redis' own bound on
+#: a string, and far more than any script answers.
+MAX_STRING = 1 << 29
+MAX_LINE = 1 << 16
+MAX_ITEMS = 1 << 20
+MAX_DEPTH = 8
 
 
 class ReplyError(Exception):
@@ -48,6 +54,7 @@ class Wire:
         try:
             await self._stream.send(request)
             replies = [await self._read() for _ in range(answers)]
+            self._check_end()
         except EndOfStream:
             raise ConnectionError("the server has closed the connection") from None
         except (BrokenResourceError, ClosedResourceError) as error:
@@ -59,20 +66,26 @@ class Wire:
         with move_on_after(CLOSE_TIMEOUT, shield=True):
             await self._stream.aclose()
 
-    async def _read(self) -> Any:
+    def _check_end(self) -> None:
+        """What else has come was not asked for: the next caller must not take it for an answer."""
+        if len(self._buffer) > self._at and not self._buffer.startswith(b">", self._at):
+            raise _garbled(self._buffer[self._at :])
+
+    async def _read(self, depth: int = 0) -> Any:
         line = await self._line()
-        kind, rest = line[:1], line[1:]
         try:
+            while line[:1] == b">":  # an event that nobody here has asked for
+                for _ in range(_length(line[1:], MAX_ITEMS)):
+                    await self._read(depth + 1)
+                line = await self._line()
+            kind, rest = line[:1], line[1:]
             if kind == b"$":
-                return await self._bulk(int(rest))
+                return await self._bulk(_length(rest, MAX_STRING))
             if kind == b"*":
-                return None if rest == b"-1" else [await self._read() for _ in range(int(rest))]
+                count = _length(rest, MAX_ITEMS if depth < MAX_DEPTH else -1)
+                return None if count < 0 else [await self._read(depth + 1) for _ in range(count)]
             if kind == b":":
                 return int(rest)
-            if kind == b">":  # an event that nobody here has asked for
-                for _ in range(int(rest)):
-                    await self._read()
-                return await self._read()
         except ValueError:
             raise _garbled(line) from None
         if kind == b"-":
@@ -85,6 +98,8 @@ class Wire:
 
     async def _line(self) -> bytes:
         while (end := self._buffer.find(b"\r\n", self._at)) < 0:
+            if len(self._buffer) - self._at > MAX_LINE:
+                raise _garbled(self._buffer[self._at :])
             await self._receive()
         line = bytes(self._buffer[self._at : end])
         self._at = end + 2
@@ -97,6 +112,8 @@ class Wire:
             await self._receive()
         end = self._at + length
         bulk = bytes(self._buffer[self._at : end])
+        if not self._buffer.startswith(b"\r\n", end):
+            raise ValueError
         self._at = end + 2
         return bulk
 
@@ -107,5 +124,13 @@ class Wire:
         self._buffer += await self._stream.receive(_CHUNK)
 
 
-def _garbled(line: bytes) -> ConnectionError:
-    return ConnectionError(f"the server does not speak RESP: {line[:40]!r}")
+def _length(text: bytes, most: int) -> int:
+    """Read a length; -1 is that of nothing."""
+    length = int(text)
+    if not -1 <= length <= most:
+        raise ValueError
+    return length
+
+
+def _garbled(line: bytes | bytearray) -> ConnectionError:
+    return ConnectionError(f"the server does not speak RESP: {bytes(line[:40])!r}")
