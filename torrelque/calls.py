@@ -241,7 +241,7 @@ def _is_done(text: bytes) -> bool:
 
 
 def _read_fields(reply: Reply) -> Fields:
-    if len(reply) != FIELDS:
+    if len(reply) != FIELDS or not all(field is None or isinstance(field, bytes) for field in reply):
         raise ValueError(reply)
     return list(reply)
 
@@ -272,7 +272,9 @@ def _read_claim(reply: Reply) -> Claim:
 def _read_sweep(reply: Reply) -> SweepStep:
     """Read the answer of the sweep script."""
     stale, due, undequeued, dropped, cursor, until_next = reply
-    return SweepStep(SweepReport(stale, due, undequeued), dropped, cursor, float(until_next))
+    if not isinstance(dropped, list) or not isinstance(cursor, bytes):
+        raise TypeError(reply)
+    return SweepStep(SweepReport(int(stale), int(due), int(undequeued)), dropped, cursor, float(until_next))
 
 
 def _read_stats(reply: Reply) -> TorrelqueQueueStats:

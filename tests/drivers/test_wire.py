@@ -110,10 +110,12 @@ async def test_every_byte_by_itself() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize(
     "junk",
-    [b"HTTP/1.1 400\r\n", b"$x\r\n", b"*1.5\r\n", b":\r\n", b"\r\n", b"?\r\n", b"*1\r\n!3\r\n", b"\xff\x00\r\n"]
-    # Lengths that are wrong by a bit, or absurd: what follows must not be taken for another answer.
-    + [b"$2\r\nabc\r\n", b"$1\r\n:5\r\n", b"$-2\r\n", b"*-7\r\n", b"*1\r\n" * 5000, b"$999999999\r\nx"]
-    + [b"*999999999\r\n:1\r\n", b"+" + b"x" * (1 << 20), b":1\r\n:2\r\n", b"$1\r\na\r\n$1\r\nb\r\n"],
+    [
+        *(b"HTTP/1.1 400\r\n", b"$x\r\n", b"*1.5\r\n", b":\r\n", b"\r\n", b"?\r\n", b"*1\r\n!3\r\n", b"\xff\x00\r\n"),
+        # Lengths that are wrong by a bit, or absurd: what follows must not be taken for another answer.
+        *(b"$2\r\nabc\r\n", b"$1\r\n:5\r\n", b"$-2\r\n", b"*-7\r\n", b"*1\r\n" * 5000, b"$999999999\r\nx"),
+        *(b"*999999999\r\n:1\r\n", b"+" + b"x" * (1 << 20), b":1\r\n:2\r\n", b"$1\r\na\r\n$1\r\nb\r\n"),
+    ],
     ids=lambda junk: repr(junk[:12]),
 )
 async def test_junk_is_a_lost_connection(junk: bytes) -> None:

@@ -162,11 +162,14 @@ def test_stats_and_state() -> None:
     ("call", "reply"),
     [(CALLS.dequeue(1, 300), reply) for reply in (
         None, [], 7, b"", b"\n", b"inf 0\n", b"nan 0 0\n", b"-1 0 0\n", b"inf 0 0 1 300 1\na",
-        b"inf 0 0 x 300 1 1\nab", b"inf 0 0 1 300 1 2\nab", b"inf 0 0 1 300 1 1\nabc", b"inf 0 1\n", b"inf 0 0 1 300 1 1 1\nab",
+        b"inf 0 0 x 300 1 1\nab", b"inf 0 0 1 300 1 2\nab", b"inf 0 0 1 300 1 1\nabc", b"inf 0 1\n",
+        b"inf 0 0 1 300 1 1 1\nab",
     )]
-    + [(CALLS.sweep(300, SWEEP_ALL), reply) for reply in (None, b"", [0] * 5, [0, 0, 0, [], b"end", b"x"])]
+    + [(CALLS.sweep(300, SWEEP_ALL), reply) for reply in (
+        None, b"", [0] * 5, [0, 0, 0, [], b"end", b"x"], [[], 0, 0, [], b"end", b"inf"], [0, 0, 0, [], None, b"inf"],
+    )]
     + [(CALLS.stats(), reply) for reply in (None, b"", [1, 2, 3], [1, 2, 3, b"x"])]
-    + [(CALLS.state(b"a"), reply) for reply in (None, 7, [], [None] * 8)]
+    + [(CALLS.state(b"a"), reply) for reply in (None, 7, [], [None] * 8, [[]] * 9, b"123456789")]
     + [(CALLS.enqueue([("a", b"b")], 1, 0), reply) for reply in (b"2", b"", None, [])]
     + [(CALLS.requeue("a", 0, None), b"9"), (CALLS.extend("a", None, 300), b"soon")],
 )  # fmt: skip

@@ -21,12 +21,14 @@ class AsyncioSignal(asyncio.Future[None]):
 class Deadlines:
     """Ends what takes too long, all of it with one timer: a timeout of asyncio's own costs as much as a request.
 
-    The timer is not moved when something begins or ends. When it goes off it sees what is late and what comes next.
+    The timer is not moved when something ends, or begins that ends later. When it goes off it sees what is late and
+    what comes next.
     """
 
     def __init__(self) -> None:
         self._running: set[Deadline] = set()
         self._timed: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def within(self, seconds: float) -> Deadline:
         """Give the body of a ``with`` so many seconds; late, it is cancelled and leaves with a TimeoutError."""
@@ -37,7 +39,10 @@ class Deadlines:
             # There is no timer, or its event loop has ended, and all that ran there with it.
             self._running.clear()
             self._timed = loop
-            loop.call_at(deadline.at, self._look, loop)
+            self._timer = loop.call_at(deadline.at, self._look, loop)
+        elif self._timer is not None and deadline.at < self._timer.when():
+            self._timer.cancel()
+            self._timer = loop.call_at(deadline.at, self._look, loop)
         self._running.add(deadline)
 
     def end(self, deadline: Deadline) -> None:
@@ -51,9 +56,9 @@ class Deadlines:
             self._running.discard(deadline)
             deadline.pass_by()
         if self._running:
-            loop.call_at(min(each.at for each in self._running), self._look, loop)
+            self._timer = loop.call_at(min(each.at for each in self._running), self._look, loop)
         else:
-            self._timed = None
+            self._timed = self._timer = None
 
 
 class Deadline:

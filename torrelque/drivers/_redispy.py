@@ -341,7 +341,7 @@ class RedisPyDriver:
             if spare.generation == self._topology.generation and spare.usable(self.now()):
                 return spare
             await self._release(spare)
-        with _ERRORS.mapped(RedisPyUnavailableError):
+        with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(ANSWER_TIMEOUT):
             if self._maker is None:
                 connection = await self._pool.get_connection(*_LEND_ARGS)
             else:
@@ -425,7 +425,7 @@ class RedisPyDriver:
             return
         connection = self._pool.connection_class(**_redact(self._pool.connection_kwargs))
         try:
-            with _ERRORS.mapped(RedisPyUnavailableError):
+            with _ERRORS.mapped(RedisPyUnavailableError), fail_after(ANSWER_TIMEOUT):
                 await connection.connect()
             yield connection
         finally:
@@ -481,7 +481,7 @@ class RedisPyBlocker:
 
     async def identify(self) -> None:
         """Learn by which number another connection can unblock this one."""
-        with _ERRORS.mapped(RedisPyUnavailableError):
+        with _ERRORS.mapped(RedisPyUnavailableError), fail_after(ANSWER_TIMEOUT):
             await self._connection.send_command("CLIENT", "ID")
             self._client_id = int(await self._connection.read_response(disable_decoding=True))
 
