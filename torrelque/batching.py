@@ -74,7 +74,10 @@ class Coalescer:
         (reply,) = await self._driver.execute([call])
         if isinstance(reply, Exception):
             raise reply
-        return call.parse(outcomes(reply)[0] if call.count else reply)
+        answers = outcomes(reply) if call.count else [reply]
+        if len(answers) != 1:
+            raise damaged()
+        return call.read(answers[0])
 
     async def _submit(self, call: Call[Any]) -> Reply:
         slot = Slot(call, self._driver.signal())
