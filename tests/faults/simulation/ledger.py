@@ -1,0 +1,442 @@
+"""The oracle at the server: what each script may change, said a second time in Python, and compared after each run.
+
+The numbers (I1 to I14) are those of the invariants in ``docs/reliability.md``. It knows nothing of clients; what these
+were told is compared with the ledger by ``verdicts.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torrelque.calls import BOUND
+from torrelque.keys import Keys
+
+from .server import SimServer
+from .store import CommandError, ZSet
+
+PENDING, WORKING, DELAYED, DONE, REJECTED = "0", "1", "2", "3", "4"
+MICROSECOND = 2e-6
+#: What a server whose memory is full may refuse: all else must go on, or the queue could not be emptied.
+MAY_BE_REFUSED = {"enqueue", "LMOVE"}
+
+
+@dataclass
+class Task:
+    """A live task, as the queue should know it."""
+
+    body: bytes
+    lease: float
+    status: str
+    count: int = 0
+    """Deliveries so far, less those that were handed back: the fencing token."""
+    requeues: int = 0
+
+
+@dataclass
+class View:
+    """A queue in one moment."""
+
+    now: float
+    pending: list[str] = field(default_factory=list)
+    """The head first."""
+    parked: list[str] = field(default_factory=list)
+    """``dequeueing``, the oldest first."""
+    noted: set[str] = field(default_factory=set)
+    """What sweeps have seen there."""
+    working: dict[str, float] = field(default_factory=dict)
+    delayed: dict[str, float] = field(default_factory=dict)
+    live: dict[str, Task] = field(default_factory=dict)
+    final: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    """Kept results: status and result."""
+
+    def fork(self) -> View:
+        """Copy, to be changed."""
+        return replace(
+            self,
+            pending=self.pending[:],
+            parked=self.parked[:],
+            noted=set(self.noted),
+            working=dict(self.working),
+            delayed=dict(self.delayed),
+            live={task_id: copy(task) for task_id, task in self.live.items()},
+            final=dict(self.final),
+        )
+
+
+@dataclass
+class Claim:
+    """One delivery, as the server made it."""
+
+    task_id: str
+    token: int
+    life: int
+    at: float
+    body: bytes
+    ended: str = ""
+    """By what: release, requeue, handback, swept; empty while it stands."""
+    ended_at: float = math.inf
+
+
+def _number(text: bytes | None) -> float:
+    return float(text or 0)
+
+
+class Ledger:
+    """Watches one queue in a server.
+
+    :param on_time: nothing fails in this run, and somebody sweeps: what has ended is back within a second
+    """
+
+    def __init__(self, server: SimServer, queue: str, *, on_time: bool) -> None:
+        self._server = server
+        self._keys = Keys(queue)
+        self._prefix = f"{queue}:".encode()
+        self._state_prefix = self._keys.task + b":"
+        self.on_time = on_time
+        self.violations: list[str] = []
+        self.scripts = 0
+        self.claims: dict[str, list[Claim]] = defaultdict(list)
+        self.lives: dict[str, int] = defaultdict(int)
+        self.bodies: dict[tuple[str, int], bytes] = {}
+        self.releases: dict[tuple[str, int], list[tuple[str, bytes]]] = defaultdict(list)
+        """By id and token: status and result, of what was released."""
+        self.said: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        """By script, id and token: every answer."""
+        self.stats: set[tuple[int, ...]] = set()
+        self.reports: set[tuple[int, int, int]] = set()
+        self.versions: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        """By id: status, count and requeues, in order."""
+        self.lateness = 0.0
+        self._parked_since: dict[str, float] = {}
+        self.trace: Callable[[str], None] = lambda line: None
+
+    def _broken(self, rule: str, text: str) -> None:
+        self.violations.append(f"{rule} at {self._server.now():.3f}: {text}")
+
+    # Reading
+
+    def view(self) -> View:
+        """Read the queue."""
+        keys, stored = self._keys, self._server.store.keys
+        view = View(round(self._server.now() * 1e6) / 1e6)
+        view.pending = [task_id.decode() for task_id in reversed(stored.get(keys.pending, ()))]
+        view.parked = [task_id.decode() for task_id in reversed(stored.get(keys.dequeueing, ()))]
+        view.noted = {task_id.decode() for key in (keys.undequeued, keys.outgoing) for task_id in stored.get(key, ())}
+        view.working = {task_id.decode(): end for task_id, end in stored.get(keys.working, ZSet()).items()}
+        view.delayed = {task_id.decode(): due for task_id, due in stored.get(keys.delayed, ZSet()).items()}
+        bodies = stored.get(keys.tasks, {})
+        for key, state in stored.items():
+            if key.startswith(self._state_prefix):
+                task_id = key[len(self._state_prefix) :]
+                status = state.get(b"status", b"").decode()
+                if task_id in bodies:
+                    view.live[task_id.decode()] = Task(
+                        bodies[task_id], _number(state.get(b"timeout")), status,
+                        int(_number(state.get(b"dequeue_count"))), int(_number(state.get(b"requeue_count"))),
+                    )  # fmt: skip
+                else:
+                    view.final[task_id.decode()] = (status, state.get(b"result", b""))
+        return view
+
+    def before(self) -> View:
+        """See :class:`Observer`."""
+        return self.view()
+
+    def after(self, noted: View, command: str, args: Sequence[bytes], reply: Any) -> None:
+        """See :class:`Observer`."""
+        self.scripts += 1
+        after = self.view()
+        self.trace(f"{command} {_shown(args)} -> {_shown([reply])}")
+        self._check_partition(after)
+        expected = noted.fork()
+        if isinstance(reply, CommandError):
+            if command not in MAY_BE_REFUSED or not str(reply).startswith("OOM"):
+                self._broken("scripts", f"{command} {_shown(args)} answered {reply}")
+        else:
+            judge = getattr(self, f"_{command.lower()}", None)
+            if judge is None:
+                self._broken("scripts", f"nobody should have sent {command}")
+            else:
+                items = [arg.decode("utf-8", "replace") for arg in args]
+                if len(items) > 4 * BOUND + 5:
+                    self._broken("I18", f"{command} for {len(items)} arguments")
+                judge(noted, expected, items, reply, args)
+        self._compare(command, args, expected, after)
+        self._note_versions(after)
+        self._note_parked(after)
+
+    def _note_parked(self, view: View) -> None:
+        """I15: what was taken for somebody who waits does not stay between the places when nothing fails."""
+        for task_id in [task_id for task_id in self._parked_since if task_id not in view.parked]:
+            since = self._parked_since.pop(task_id)
+            if self.on_time and view.now - since > 1:
+                self._broken("I15", f"{task_id} stood in dequeueing for {view.now - since:.3f} s")
+        for task_id in view.parked:
+            self._parked_since.setdefault(task_id, view.now)
+
+    def _check_partition(self, view: View) -> None:
+        """I3: a live id is in one place, once, with payload and state; I14: nothing else is stored."""
+        places = [*view.pending, *view.parked, *view.working, *view.delayed]
+        if len(places) != len(set(places)):
+            self._broken("I3", f"an id stands in two places: {sorted(places)}")
+        bodies = {task_id.decode() for task_id in self._server.store.keys.get(self._keys.tasks, ())}
+        if set(places) != bodies or bodies != set(view.live):
+            self._broken("I3", f"ids {sorted(places)}, payloads {sorted(bodies)}, states {sorted(view.live)}")
+        for status, ids in (
+            (PENDING, (*view.pending, *view.parked)), (WORKING, view.working), (DELAYED, view.delayed),
+        ):  # fmt: skip
+            for task_id in ids:
+                if task_id in view.live and view.live[task_id].status != status:
+                    self._broken("I3", f"{task_id} has status {view.live[task_id].status}, not {status}")
+        expires = self._server.store.expires
+        for task_id in view.live:
+            if self._keys.state(task_id.encode()) in expires:
+                self._broken("I3", f"the state of {task_id} would expire, and the task lives")
+        for task_id, (status, _) in view.final.items():
+            if status not in {DONE, REJECTED}:
+                self._broken("I14", f"a state without a task: {task_id}, status {status!r}")
+            elif self._keys.state(task_id.encode()) not in expires:
+                self._broken("I14", f"the result of {task_id} would be kept for ever")
+
+    def _compare(self, command: str, args: Sequence[bytes], expected: View, after: View) -> None:
+        if expected == after:
+            return
+        for name in ("pending", "parked", "noted", "live", "final"):
+            wanted, got = getattr(expected, name), getattr(after, name)
+            if wanted != got:
+                self._broken("model", f"{command} {_shown(args)}: {name} is {got}, should be {wanted}")
+        for name in ("working", "delayed"):
+            wanted, got = getattr(expected, name), getattr(after, name)
+            if wanted.keys() != got.keys() or any(abs(wanted[key] - got[key]) > MICROSECOND for key in wanted):
+                self._broken("model", f"{command} {_shown(args)}: {name} is {got}, should be {wanted}")
+
+    def _note_versions(self, view: View) -> None:
+        for task_id, task in view.live.items():
+            self._note(task_id, (task.status, task.count, task.requeues))
+        for task_id, (status, _) in view.final.items():
+            if self.versions[task_id] and self.versions[task_id][-1][0] != status:
+                self._note(task_id, (status, *self.versions[task_id][-1][1:]))
+
+    def _note(self, task_id: str, version: tuple[str, int, int]) -> None:
+        versions = self.versions[task_id]
+        if not versions or versions[-1] != version:
+            versions.append(version)
+
+    def _late(self, by: float, task_id: str, rule: str) -> None:
+        if by < -MICROSECOND:
+            self._broken(rule, f"{task_id} came back {-by:.6f} s early")
+        self.lateness = max(self.lateness, by)
+        if self.on_time and by > 1:
+            self._broken(rule, f"{task_id} came back {by:.3f} s late")
+
+    # What each script may do. `view` becomes what should be there afterwards.
+
+    def _put_back(self, view: View, task_id: str, *, count: bool = True) -> None:
+        view.pending.append(task_id)
+        view.live[task_id].status = PENDING
+        if count:
+            view.live[task_id].requeues += 1
+
+    def _promote(self, view: View, place: dict[str, float], rule: str) -> int:
+        ended = sorted((end, task_id) for task_id, end in place.items() if end <= view.now + 1e-7)
+        for end, task_id in ended:
+            self._late(view.now - end, task_id, rule)
+            del place[task_id]
+            self._put_back(view, task_id)
+            self._end_claim(task_id, "swept")
+        return len(ended)
+
+    def _end_claim(self, task_id: str, how: str) -> None:
+        claims = self.claims[task_id]
+        if claims and not claims[-1].ended:
+            claims[-1].ended, claims[-1].ended_at = how, self._server.now()
+
+    def _claim(self, view: View, task_id: str) -> None:
+        task = view.live[task_id]
+        task.status = WORKING
+        task.count += 1
+        view.working[task_id] = view.now + task.lease
+        claims, life = self.claims[task_id], self.lives[task_id]
+        if claims and not claims[-1].ended:
+            self._broken("I4", f"{task_id} is claimed while an earlier claim stands")
+        claims.append(Claim(task_id, task.count, life, view.now, task.body))
+
+    def _enqueue(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
+        said = reply.split()
+        for n, i in enumerate(range(2, len(args), 4)):
+            task_id, delay = args[i], float(args[i + 3])
+            new = task_id not in view.live and task_id not in view.final
+            if (said[n] == b"1") != new:
+                self._broken("I7", f"enqueue of {task_id} answered {said[n]!r}")
+            self.said["enqueue", task_id, ""].add(said[n].decode())
+            if not new:
+                continue
+            self.lives[task_id] += 1
+            self.bodies[task_id, self.lives[task_id]] = raw[i + 1]
+            view.live[task_id] = Task(raw[i + 1], float(args[i + 2]), DELAYED if delay else PENDING)
+            if delay:
+                view.delayed[task_id] = view.now + delay
+            else:
+                view.pending.append(task_id)
+
+    def _dequeue(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
+        wanted, adopt = int(args[2]), args[5:]
+        claimed = [task_id for task_id in dict.fromkeys(adopt) if task_id in view.parked]
+        for task_id in claimed:
+            view.parked.remove(task_id)
+        self._promote(view, view.delayed, "I9")
+        claimed += self._take(view, wanted - len(claimed))
+        self._claim_all(view, claimed)
+        if len(claimed) < wanted:
+            self._promote(view, view.working, "I10")
+            late = self._take(view, wanted - len(claimed))
+            self._claim_all(view, late)
+            claimed += late
+        self._check_claim(view, claimed, wanted, reply)
+
+    @staticmethod
+    def _take(view: View, count: int) -> list[str]:
+        taken, view.pending = view.pending[: max(count, 0)], view.pending[max(count, 0) :]
+        return taken
+
+    def _claim_all(self, view: View, ids: Iterable[str]) -> None:
+        for task_id in ids:
+            self._claim(view, task_id)
+
+    def _check_claim(self, view: View, claimed: list[str], wanted: int, reply: bytes) -> None:
+        """What is answered is what was done (I2, I5, I16), and tells when to look again (I9, I10)."""
+        sheet, _, bodies = reply.partition(b"\n")
+        until_next, _, drops, *numbers = sheet.split()
+        told = b"".join(task_id.encode() + view.live[task_id].body for task_id in claimed)
+        counts = [int(number) for number in numbers[: 4 * len(claimed) : 4]]
+        if told != bodies or int(drops) or counts != [view.live[task_id].count for task_id in claimed]:
+            self._broken("I16", f"dequeue claimed {claimed} and answered {reply[:200]!r}")
+        if len(claimed) < wanted:
+            self._check_until(view, until_next)
+
+    def _check_until(self, view: View, told: bytes) -> None:
+        soonest = min([*view.working.values(), *view.delayed.values()], default=math.inf)
+        left = max(soonest - view.now, 0)
+        if left != float(told) and abs(left - float(told)) > 1e-5:
+            self._broken("I9", f"the next time is told as {told!r}, and is {left}")
+
+    def _verdict(self, view: View, task_id: str, token: str) -> int:
+        if task_id in view.working:
+            return 1 if token in {"", str(view.live[task_id].count)} else -2
+        return -1 if task_id in view.live or task_id in view.final else 0
+
+    def _heard(self, script: str, task_id: str, token: str, said: bytes, should: int) -> None:
+        self.said[script, task_id, token].add(said.decode())
+        if should != 1 and said != b"%d" % should:
+            self._broken("I5", f"{script} of {task_id} by {token!r} answered {said!r}, should be {should}")
+        if should == 1 and said in {b"0", b"-1", b"-2"}:
+            self._broken("I5", f"{script} of {task_id} by {token!r}, its owner, answered {said!r}")
+
+    def _requeue(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
+        said = reply.split()
+        for n, i in enumerate(range(2, len(args), 4)):
+            task_id, token, delay, lease = args[i], args[i + 1], float(args[i + 2]), args[i + 3]
+            should = self._verdict(view, task_id, token)
+            self._heard("requeue", task_id, token, said[n], should)
+            if should != 1:
+                continue
+            self._end_claim(task_id, "requeue")
+            del view.working[task_id]
+            task = view.live[task_id]
+            task.lease = float(lease or task.lease)
+            if delay:
+                view.delayed[task_id] = view.now + delay
+                task.status = DELAYED
+            else:
+                self._put_back(view, task_id)
+
+    def _release(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
+        said = reply.split()
+        for n, i in enumerate(range(2, len(args), 3)):
+            task_id, token, result = args[i], args[i + 1], raw[i + 2]
+            should = self._verdict(view, task_id, token)
+            self._heard("release", task_id, token, said[n], should)
+            if should != 1:
+                continue
+            self._end_claim(task_id, "release")
+            del view.working[task_id]
+            count = view.live.pop(task_id).count
+            self.releases[task_id, count].append((args[0], result[1:]))
+            if result:
+                view.final[task_id] = (args[0], result[1:])
+
+    def _extend(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
+        said = reply.split()
+        for n, i in enumerate(range(3, len(args), 3)):
+            task_id, token, lease = args[i], args[i + 1], args[i + 2]
+            should = self._verdict(view, task_id, token)
+            self._heard("extend", task_id, token, said[n], should)
+            if should == 1:
+                end = view.working[task_id] = view.now + float(lease or view.live[task_id].lease)
+                if abs(float(said[n]) - end) > MICROSECOND:
+                    self._broken("I16", f"extend of {task_id} answered {said[n]!r}, should be {end}")
+
+    def _handback(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
+        for n, i in enumerate(range(0, len(args), 2)):
+            task_id, token = args[i], args[i + 1]
+            done = False
+            if token == "":
+                done = task_id in view.parked
+                if done:
+                    view.parked.remove(task_id)
+            elif task_id in view.working and view.live[task_id].count == int(token):
+                done = True
+                del view.working[task_id]
+                view.live[task_id].count -= 1
+                view.live[task_id].status = PENDING
+                self._end_claim(task_id, "handback")
+            if done:
+                view.pending.insert(0, task_id)
+            if (reply.split()[n] == b"1") != done:
+                self._broken("I15", f"handing back {task_id} answered {reply!r}")
+
+    def _sweep(self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]) -> None:
+        stale = self._promote(view, view.working, "I10")
+        due = self._promote(view, view.delayed, "I9")
+        undequeued = 0
+        if args[2] != "timed":
+            back = [task_id for task_id in view.parked if task_id in view.noted]
+            for task_id in back:
+                view.parked.remove(task_id)
+                self._put_back(view, task_id)
+            undequeued = len(back)
+            view.noted = set(view.parked)
+        told = (reply[0], reply[1], reply[2])
+        self.reports.add(told)
+        if told != (stale, due, undequeued) or reply[3] or reply[4] != b"end":
+            self._broken("I20", f"a sweep gave back {(stale, due, undequeued)} and answered {reply}")
+        self._check_until(view, reply[5])
+
+    def _lmove(self, before: View, view: View, args: list[str], reply: bytes | None, raw: Sequence[bytes]) -> None:
+        if reply is not None:
+            view.parked.append(view.pending.pop(0))
+
+    def _stats(self, before: View, view: View, args: list[str], reply: list[int], raw: Sequence[bytes]) -> None:
+        counts = (len(view.live), len(view.pending), len(view.working), len(view.delayed))
+        self.stats.add(counts)
+        if tuple(reply) != counts:
+            self._broken("I3", f"stats answered {reply}, should be {counts}")
+
+    def _state(self, before: View, view: View, args: list[str], reply: Any, raw: Sequence[bytes]) -> None:
+        for task_id, (status, *_) in zip(args, reply, strict=True):
+            task = view.live.get(task_id)
+            should = task.status if task else view.final.get(task_id, (None,))[0]
+            if (status.decode() if status else None) != should:
+                self._broken("I12", f"the state of {task_id} is told as {status!r}, and is {should!r}")
+
+
+def _shown(args: Sequence[Any]) -> str:
+    return " ".join(repr(arg)[:120] for arg in args)
+
+
+__all__ = ["Claim", "Ledger", "Task", "View"]

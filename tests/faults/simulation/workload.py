@@ -1,0 +1,441 @@
+"""What the simulated programs do with their queue: produce, consume well and badly, watch, look, sweep, die."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from torrelque import (
+    Torrelque,
+    TorrelqueError,
+    TorrelqueLookupError,
+    TorrelqueTaskId,
+    TorrelqueTaskStatus,
+    TorrelqueTimeoutError,
+)
+from torrelque.codec import JSON
+
+from .history import REFUSED, VERDICTS, Settle, Watch
+from .transport import SimDriver
+
+if TYPE_CHECKING:
+    from .world import World
+
+#: Seconds within which a cancelled call must have ended.
+PROMPT = 1.0
+#: Seconds within which leaving a queue must be done: its grace, and the last words of a connection.
+LEFT = 2.0
+LEASES = (0.3, 1.0, 3.0)
+#: Seconds after which a look for a task is over, whatever fails.
+LOOKED = 40.0
+_LOST = {"TorrelqueUnknownOutcomeError", "TorrelqueClosedError", *REFUSED}
+#: How calls may go beside being done, cancelled, or failing with Redis.
+ANSWERS = {
+    "dequeue": {"TorrelqueTimeoutError"},
+    "release": set(VERDICTS),
+    "requeue": set(VERDICTS),
+    "extend": set(VERDICTS),
+    "state": {"TorrelqueLookupError"},
+    "watch": {"TorrelqueLookupError", "TorrelqueTimeoutError"},
+}
+
+
+class Program:
+    """One process: a driver and a queue of its own, and what runs on it.
+
+    :param calm: it does its work well; what the others leave behind is its to finish
+    """
+
+    def __init__(self, world: World, number: int, *, calm: bool = False) -> None:
+        self.world = world
+        self.number = number
+        self.chance = random.Random(f"{world.seed} program {number}")
+        self.driver = SimDriver(world.network)
+        self.queue = Torrelque.__new__(Torrelque)
+        self.queue._build(self.driver, world.queue, JSON)  # type: ignore[arg-type]
+        self.queue.task_timeout = 3.0
+        self.scope = trio.CancelScope()
+        self.work = trio.CancelScope()
+        self._calm = calm
+        self._serial = 0
+
+    @property
+    def calm(self) -> bool:
+        """Whether consumers behave."""
+        return self._calm or self.world.healed
+
+    def kill(self) -> None:
+        """End like a process that is killed: nothing is said to anybody from here on."""
+        self.driver.dead = True
+        self.scope.cancel()
+
+    async def run(self) -> None:
+        """Live, until killed or told to end."""
+        left = 0.0
+        try:
+            with self.scope:
+                async with self.queue:
+                    with self.work:
+                        async with trio.open_nursery() as nursery:
+                            for actor in self._actors():
+                                nursery.start_soon(actor)
+                            await trio.sleep_forever()
+                    left = trio.current_time()
+                if trio.current_time() - left > LEFT:
+                    self.world.broken(f"I15: program {self.number} took {trio.current_time() - left:.3f} s to leave")
+        except BaseExceptionGroup as errors:
+            if self.driver.dead:
+                _, others = errors.split((trio.Cancelled, TorrelqueError))
+                if others is None:
+                    return
+            raise
+        except TorrelqueError:
+            if not self.driver.dead:
+                raise
+
+    def _actors(self) -> list[Callable[[], Awaitable[None]]]:
+        if self._calm:
+            return [self._sweep_on, self._consume, self._consume]
+        actors: list[Callable[[], Awaitable[None]]] = [self._consume, self._consume, self._produce, self._watch]
+        extra = [self._produce, self._look, self._sweep_now, self._sweep_on, self._consume_many, self._poll]
+        return actors + self.chance.sample(extra, self.world.busy)
+
+    # Calls
+
+    async def _call(
+        self, what: str, call: Callable[[], Awaitable[Any]], patience: float | None = None
+    ) -> tuple[str, Any]:
+        """Make a call, given up after *patience* seconds; returns how it went, and its value or error."""
+        world = self.world
+        world.operations += 1
+        asked = trio.current_time()
+        outcome, value = "ok", None
+        with trio.CancelScope() as scope:
+            if patience is not None:
+                scope.deadline = asked + patience
+            try:
+                value = await call()
+            except TorrelqueError as error:
+                outcome, value = type(error).__name__, error
+            except Exception as error:
+                world.broken(f"I19: {what} raised {error!r}")
+                raise
+        took = trio.current_time() - asked
+        if scope.cancelled_caught:
+            outcome = "cancelled"
+        if patience is not None and took > patience + PROMPT:
+            world.broken(f"I15: {what} ended {took - patience:.3f} s after it was cancelled")
+        world.history.outcomes[f"{what.split()[0]} {outcome}"] += 1
+        world.trace(f"{self.number} {what} {outcome} {_told(value)}")
+        allowed = {"ok", "cancelled", *ANSWERS.get(what.split()[0], ())} | (set() if world.on_time else _LOST)
+        if outcome not in allowed:
+            world.broken(f"I19: {what} raised {value!r}")
+        return outcome, value
+
+    def _patience(self) -> float | None:
+        """Most calls are waited for; some are cancelled, some of these at once."""
+        draw = self.chance.random()
+        if draw > self.world.impatience:
+            return None
+        return self.chance.choice((0, 0.0002, 0.001, 0.005, 0.05, self.chance.uniform(0, 1)))
+
+    async def _pause(self, mean: float) -> None:
+        await trio.sleep(self.chance.expovariate(1 / mean))
+
+    # Producers
+
+    async def _produce(self) -> None:
+        for _ in range(self.world.tasks):
+            await self._pause(1.0)
+            if self.world.healed:
+                return
+            delay = self.chance.choice((None, None, None, 0.2, 2.0))
+            lease = self.chance.choice(LEASES)
+            if self.chance.random() < 0.2:
+                await self._produce_many(delay, lease)
+            else:
+                await self._produce_one(delay, lease)
+
+    def _new_id(self) -> str:
+        self._serial += 1
+        return f"p{self.number}-{self._serial}"
+
+    async def _produce_one(self, delay: float | None, lease: float) -> None:
+        task_id = self._new_id() if self.chance.random() < 0.8 else None
+        for attempt in range(4):
+            body = {"of": task_id, "try": attempt, "nonce": self.chance.getrandbits(32)}
+            begun = self._begin(task_id)
+            outcome, value = await self._call(
+                f"enqueue {task_id}",
+                lambda body=body: self.queue.enqueue(body, task_id=task_id, delay=delay, task_timeout=lease),
+                self._patience(),
+            )
+            if outcome == "ok":
+                outcome = self._enqueued(value)
+            begun(outcome)
+            # A repeat is harmless for an id of one's own; some do it even after an acknowledgement.
+            if task_id is None or (outcome == "ok" and self.chance.random() < 0.9):
+                return
+            await self._pause(0.3)
+
+    def _begin(self, task_id: str | None) -> Callable[[str], None]:
+        """Note that a try is made, for its program may be killed; returns what notes its end."""
+        tries = self.world.history.enqueues[task_id] if task_id is not None else []
+        tries.append("begun")
+
+        def end(outcome: str) -> None:
+            tries[tries.index("begun")] = outcome
+
+        return end
+
+    def _enqueued(self, value: Any) -> str:
+        self.world.known.append(str(value))
+        return "deduplicated" if value.deduplicated else "ok"
+
+    async def _produce_many(self, delay: float | None, lease: float) -> None:
+        ids = [self._new_id() for _ in range(self.chance.randrange(2, 5))]
+        bodies = [{"of": task_id, "nonce": self.chance.getrandbits(32)} for task_id in ids]
+        begun = [self._begin(task_id) for task_id in ids]
+        outcome, value = await self._call(
+            f"enqueue_many {ids}",
+            lambda: self.queue.enqueue_many(bodies, task_ids=ids, delay=delay, task_timeout=lease),
+            self._patience(),
+        )
+        for n, end in enumerate(begun):
+            end(self._enqueued(value[n]) if outcome == "ok" else outcome)
+
+    # Consumers
+
+    async def _consume(self) -> None:
+        while True:
+            timeout = self.chance.choice((None, 0.5, 2.0, 30.0))
+            patience = None if self.calm else self._patience()
+            if timeout is None and patience is None:
+                patience = 40.0
+            outcome, value = await self._dequeue(timeout, 1, patience)
+            if outcome == "ok":
+                await self._handle(*value)
+            elif outcome != "TorrelqueTimeoutError":
+                await self._pause(0.5)
+
+    async def _consume_many(self) -> None:
+        while True:
+            outcome, value = await self._dequeue(self.chance.uniform(0.1, 3), 3, self._patience())
+            if outcome != "ok":
+                await self._pause(0.5)
+            elif self.chance.random() < 0.5:
+                await self._release_many([task_id for task_id, _ in value])
+            else:
+                for pair in value:
+                    await self._handle(*pair)
+            await self._pause(0.5)
+
+    async def _poll(self) -> None:
+        while True:
+            patience = self._patience()
+            outcome, value = await self._dequeue(0, 1, LOOKED if patience is None else patience)
+            if outcome == "cancelled" and patience is None:
+                self.world.broken(f"I15: dequeue(0) took more than {LOOKED} s")
+            if outcome == "ok":
+                await self._handle(*value)
+            await self._pause(1.0)
+
+    async def _dequeue(self, timeout: float | None, count: int, patience: float | None) -> tuple[str, Any]:
+        asked = trio.current_time()
+        outcome, value = await self._call(
+            f"dequeue {timeout}", lambda: self.queue.dequeue(timeout, max_tasks=count), patience
+        )
+        if timeout and trio.current_time() - asked > timeout + PROMPT:
+            self.world.broken(f"I15: dequeue({timeout}) took {trio.current_time() - asked:.3f} s")
+        if outcome == "ok":
+            for task_id, task in [value] if count == 1 else value:
+                self.world.history.deliveries.append((task_id, json.dumps(task).encode()))
+        return outcome, value
+
+    async def _handle(self, task_id: TorrelqueTaskId, task: Any) -> None:
+        ways: list[tuple[float, Callable[[TorrelqueTaskId], Awaitable[None]]]] = [
+            (4, self._finish), (1, self._finish_slowly), (2, self._hang), (2, self._requeue), (1, self._extend),
+            (1, self._hold), (1, self._forget), (0.5, self._settle_twice),
+        ]  # fmt: skip
+        if self.calm:
+            await self._finish(task_id)
+            return
+        (way,) = self.chance.choices([way for _, way in ways], [weight for weight, _ in ways])
+        await way(task_id)
+
+    async def _settle(
+        self,
+        operation: str,
+        task_id: TorrelqueTaskId,
+        call: Callable[[], Awaitable[Any]],
+        wanted: tuple[str, bytes] | None = None,
+    ) -> str:
+        """Settle, again after an error of the network: repeating it is harmless."""
+        outcome = ""
+        for _ in range(5 if self.calm else self.chance.randrange(1, 4)):
+            patience = None if self.calm else self._patience()
+            settle = Settle(operation, task_id, wanted=wanted)
+            self.world.history.settles.append(settle)
+            outcome, value = await self._call(f"{operation} {task_id} {task_id.dequeue_count}", call, patience)
+            settle.outcome, settle.value = outcome, value
+            if outcome not in {"TorrelqueUnknownOutcomeError", *REFUSED}:
+                break
+            await self._pause(0.3)
+        return outcome
+
+    async def _finish(self, task_id: TorrelqueTaskId) -> None:
+        status = self.chance.choice((TorrelqueTaskStatus.COMPLETED, TorrelqueTaskStatus.REJECTED))
+        result = self.chance.choice((None, None, f"result {self.chance.getrandbits(32)}", 0))
+        ttl = self.chance.choice((None, 0.5, 20))
+        await self._settle(
+            "release",
+            task_id,
+            lambda: self.queue.release(task_id, result=result, result_ttl=ttl, status=status, strict=True),
+            (str(int(status)), _stored(result)),
+        )
+
+    async def _finish_slowly(self, task_id: TorrelqueTaskId) -> None:
+        await trio.sleep(self.chance.uniform(0, task_id.task_timeout))
+        await self._finish(task_id)
+
+    async def _hang(self, task_id: TorrelqueTaskId) -> None:
+        await trio.sleep(task_id.task_timeout * self.chance.uniform(0.95, 3))
+        await self.chance.choice((self._finish, self._requeue, self._extend))(task_id)
+
+    async def _requeue(self, task_id: TorrelqueTaskId) -> None:
+        delay = self.chance.choice((None, 0.1, 1.5))
+        lease = self.chance.choice((None, None, 1.0))
+        await self._settle(
+            "requeue", task_id, lambda: self.queue.requeue(task_id, delay, task_timeout=lease, strict=True)
+        )
+
+    async def _extend(self, task_id: TorrelqueTaskId) -> None:
+        for _ in range(self.chance.randrange(1, 3)):
+            lease = self.chance.choice((None, self.chance.uniform(0.2, 2)))
+            outcome = await self._settle("extend", task_id, lambda lease=lease: self.queue.extend(task_id, lease))
+            if outcome != "ok":
+                return
+            await self._pause(0.3)
+        await self._finish(task_id)
+
+    async def _hold(self, task_id: TorrelqueTaskId) -> None:
+        """Work for longer than a lease, and keep it."""
+        length = task_id.task_timeout * self.chance.uniform(0.2, 4)
+
+        async def work() -> None:
+            async with self.queue.lease(task_id):
+                await trio.sleep(length)
+                await self._finish(task_id)
+
+        try:
+            await work()
+        except TorrelqueLookupError as error:
+            if self.world.on_time:
+                self.world.broken(f"I10: nothing failed, and the lease of {task_id} was lost: {error}")
+        except TorrelqueError:
+            if self.world.on_time:
+                raise
+
+    async def _forget(self, task_id: TorrelqueTaskId) -> None:
+        """Do nothing: its lease ends."""
+
+    async def _settle_twice(self, task_id: TorrelqueTaskId) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._finish, task_id)
+            nursery.start_soon(self.chance.choice((self._finish, self._requeue)), task_id)
+
+    async def _release_many(self, ids: list[TorrelqueTaskId]) -> None:
+        results = [self.chance.choice((None, f"result {self.chance.getrandbits(32)}")) for _ in ids]
+        settles = [
+            Settle("release", task_id, wanted=("3", _stored(result)))
+            for task_id, result in zip(ids, results, strict=True)
+        ]
+        self.world.history.settles += settles
+        outcome, value = await self._call(
+            f"release_many {ids}", lambda: self.queue.release_many(ids, results=results), self._patience()
+        )
+        for n, settle in enumerate(settles):
+            settle.outcome = outcome if outcome != "ok" or value[n] is None else type(value[n]).__name__
+
+    # Others
+
+    async def _watch(self) -> None:
+        while not self.world.healed:
+            await self._pause(1.0)
+            if self.world.known:
+                await self._watch_one(self.chance.choice(self.world.known[-6:]))
+
+    async def _watch_one(self, task_id: str) -> None:
+        timeout = self.chance.choice((None, None, 3.0, 20.0))
+        limit = self.chance.choice((1, 2, 99, 99))
+        now = self.world.server.now
+        seen = Watch(task_id, now())
+        self.world.history.watches.append(seen)
+
+        async def watch() -> None:
+            async with aclosing(self.queue.watch(task_id, timeout=timeout)) as following:
+                async for state in following:
+                    seen.states.append(state)
+                    if len(seen.states) == limit:
+                        return
+                    if self.chance.random() < 0.3:
+                        await self._pause(0.2)
+            seen.ended = now()
+
+        self.world.watching += 1
+        asked = trio.current_time()
+        try:
+            outcome, _ = await self._call(f"watch {task_id}", watch, self._patience())
+        finally:
+            self.world.watching -= 1
+        if timeout and outcome == "TorrelqueTimeoutError" and trio.current_time() - asked > timeout + PROMPT:
+            self.world.broken(f"I12: a watch for {timeout} s took {trio.current_time() - asked:.3f} s")
+
+    async def _look(self) -> None:
+        while not self.world.healed:
+            await self._pause(1.0)
+            outcome, value = await self._call("stats", self.queue.get_queue_stats, self._patience())
+            if outcome == "ok":
+                self.world.history.stats.append(tuple(value))
+            if self.world.known:
+                task_id = self.chance.choice(self.world.known)
+                outcome, value = await self._call(
+                    f"state {task_id}", lambda task_id=task_id: self.queue.get_task_state(task_id), self._patience()
+                )
+                if outcome == "ok":
+                    self.world.history.states.append((task_id, value))
+
+    async def _sweep_now(self) -> None:
+        while not self.world.healed:
+            await self._pause(2.0)
+            outcome, value = await self._call("sweep", self.queue.sweep, self._patience())
+            if outcome == "ok":
+                self.world.history.sweeps.append(tuple(value))
+
+    async def _sweep_on(self) -> None:
+        self.queue.schedule_sweep(2.0)
+        if self._calm:
+            return
+        await self._pause(5.0)
+        self.queue.schedule_sweep(self.chance.choice((1.0, 3.0)))
+        await self._pause(20.0)
+        self.queue.unschedule_sweep()
+
+
+def _stored(result: Any) -> bytes:
+    return b"" if result is None else json.dumps(result).encode()
+
+
+def _told(value: Any) -> str:
+    """Show a value without what differs from process to process."""
+    if isinstance(value, BaseException):
+        return str(value)
+    return repr(value)
+
+
+__all__ = ["Program", "TorrelqueTimeoutError"]

@@ -1,0 +1,267 @@
+"""One simulated history: a server, a network, programs, disasters; then everything heals and must drain."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+import trio.testing
+
+from torrelque import scripts
+
+from .history import History
+from .ledger import Ledger
+from .seeding import seeded
+from .server import SimServer, Spinning
+from .transport import Network, Rates
+from .workload import Program
+
+#: Virtual seconds of faults.
+ACTIVE = 12.0
+#: Virtual seconds within which a healed queue has nothing left to do, and its watchers know.
+DRAINED = 90.0
+#: Virtual seconds after which a history that has not ended hangs.
+ENDED = 600.0
+
+
+@dataclass
+class Outcome:
+    """What became of a seed."""
+
+    seed: int
+    operations: int
+    scripts: int
+    violations: list[str]
+    faults: dict[str, int]
+    outcomes: dict[str, int]
+    digest: str
+    """Of everything that happened, in order."""
+    trace: list[str] = field(default_factory=list)
+    virtual: float = 0.0
+    drained: float = 0.0
+    lateness: float = 0.0
+
+
+class World:
+    """Everything that one seed decides."""
+
+    queue = "q"
+
+    def __init__(self, seed: int, spawn: Callable[..., None], *, keep_trace: bool) -> None:
+        self.seed = seed
+        chance = self.chance = random.Random(f"{seed} world")
+        #: A fifth of all histories are without faults; there everything has to be on time.
+        self.on_time = seed % 5 == 0
+        self.impatience = chance.choice((0, 0.2, 0.5))
+        self.tasks = chance.choice((3, 6))
+        self.busy = chance.choice((1, 2, 4))
+        self.server = SimServer([(script.sha1, script.text, script.name) for script in scripts.ALL])
+        self.network = Network(self.server, random.Random(f"{seed} network"), self._rates(), spawn)
+        self.ledger = Ledger(self.server, self.queue, on_time=self.on_time)
+        self.history = History()
+        self.server.observer = self.ledger
+        self.healed = False
+        self.operations = 0
+        self.watching = 0
+        self.known: list[str] = []
+        self.programs: list[Program] = []
+        self.turned_back = 0.0
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._lines: list[str] | None = [] if keep_trace else None
+        self.network.trace = self.ledger.trace = self.trace
+        self.network.broken = self.broken
+
+    def _rates(self) -> Rates:
+        if self.on_time:
+            return Rates()
+        worst = self.chance.choice((0.02, 0.05, 0.15))
+        return Rates(**{name: self.chance.choice((0, worst / 3, worst)) for name in vars(Rates())})
+
+    def trace(self, line: str) -> None:
+        """Note what happens, with its time."""
+        line = f"{trio.current_time():.6f} {line}"
+        self._digest.update(line.encode())
+        if self._lines is not None:
+            self._lines.append(line)
+
+    def broken(self, violation: str) -> None:
+        """Note a broken promise."""
+        self.history.violations.append(violation)
+        self.trace(f"BROKEN {violation}")
+
+    async def live(self, nursery: trio.Nursery) -> None:
+        """Run the programs among faults."""
+        for _ in range(self.chance.choice((2, 3))):
+            self._start(nursery)
+        if self.on_time:
+            self._start(nursery, calm=True)
+        with trio.move_on_after(ACTIVE):
+            if self.on_time:
+                await trio.sleep_forever()
+            await self._disasters(nursery)
+
+    def _start(self, nursery: trio.Nursery, *, calm: bool = False) -> None:
+        program = Program(self, len(self.programs), calm=calm)
+        self.programs.append(program)
+        nursery.start_soon(program.run)
+
+    async def _disasters(self, nursery: trio.Nursery) -> None:
+        disasters: list[Callable[[trio.Nursery], Any]] = [
+            self._restart, self._cut_block, self._cut_block, self._cut_subscription, self._mood, self._fill,
+            self._flush, self._jump, self._kill,
+        ]  # fmt: skip
+        chosen = self.chance.sample(disasters, self.chance.randrange(2, len(disasters)))
+        while True:
+            await trio.sleep(self.chance.expovariate(0.7))
+            await self.chance.choice(chosen)(nursery)
+
+    async def _restart(self, nursery: trio.Nursery) -> None:
+        self.network.note("restart")
+        self.server.crash()
+        await trio.sleep(self.chance.choice((0, 0.5, 3)))
+        self.server.down = False
+        await self._under("LOADING Redis is loading the dataset in memory", self.chance.choice((0, 0.3)))
+
+    async def _under(self, mood: str, seconds: float) -> None:
+        self.server.mood = mood
+        await trio.sleep(seconds)
+        self.server.mood = None
+
+    async def _cut_block(self, nursery: trio.Nursery) -> None:
+        if self.network.blockers:
+            self.network.note("blocked connection cut")
+            self.chance.choice(self.network.blockers).cut(noticed=self.chance.random() < 0.5)
+
+    async def _cut_subscription(self, nursery: trio.Nursery) -> None:
+        subscribers = self.network.subscribers
+        if subscribers:
+            self.network.note("subscription cut")
+            self.chance.choice(subscribers).cut(noticed=self.chance.random() < 0.5)
+
+    async def _mood(self, nursery: trio.Nursery) -> None:
+        code = self.chance.choice(("READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"))
+        self.network.note(code)
+        if code == "READONLY":
+            for block in list(self.server.blocked):
+                self.server.forget(block)
+                block.end(error="UNBLOCKED force unblock from blocking operation, instance state changed")
+        await self._under(f"{code} no", self.chance.uniform(0, 2))
+
+    async def _fill(self, nursery: trio.Nursery) -> None:
+        self.network.note("memory full")
+        self.server.store.full = True
+        await trio.sleep(self.chance.uniform(0, 2))
+        self.server.store.full = False
+
+    async def _flush(self, nursery: trio.Nursery) -> None:
+        self.network.note("scripts gone")
+        self.server.flush_scripts()
+
+    async def _jump(self, nursery: trio.Nursery) -> None:
+        self.network.note("clock jumps")
+        by = self.chance.choice((-20, -1, 1, 20, 3600))
+        self.server.shift += by
+        self.turned_back += max(-by, 0)
+
+    async def _kill(self, nursery: trio.Nursery) -> None:
+        living = [program for program in self.programs if not program.driver.dead]
+        if living:
+            self.network.note("program killed")
+            self.chance.choice(living).kill()
+            if self.chance.random() < 0.7:
+                self._start(nursery)
+
+    async def drain(self, nursery: trio.Nursery) -> float:
+        """Heal everything, and wait until nothing is left to do; returns how many seconds that took."""
+        self.healed = True
+        self.network.heal()
+        self.server.down, self.server.mood, self.server.store.full = False, None, False
+        self.trace("healed")
+        self._start(nursery, calm=True)
+        began = trio.current_time()
+        while self._left():
+            if trio.current_time() - began > DRAINED + self.turned_back:
+                self.broken(f"I1: {DRAINED} s after all faults there is left: {self._left()}")
+                break
+            await trio.sleep(0.25)
+        return trio.current_time() - began
+
+    def _left(self) -> str:
+        view = self.ledger.view()
+        if view.live or view.parked or self.network.on_their_way:
+            return f"{view}"
+        return f"{self.watching} watches" if self.watching else ""
+
+    async def close(self) -> None:
+        """End all programs, and see that nothing is left of them."""
+        for program in self.programs:
+            program.work.cancel()
+        with trio.move_on_after(20):
+            while self.network.blockers or self.network.subscribers or self.server.blocked:
+                await trio.sleep(0.5)
+        if self.network.blockers or self.server.subscriptions or self.server.blocked:
+            self.broken("I15: connections are left when all queues have been left")
+        self.server.store.expire()
+        allowed = {self.ledger._keys.state(task_id.encode()) for task_id in self.ledger.view().final}
+        foreign = set(self.server.store.keys) - allowed - {self.ledger._keys.undequeued}
+        if foreign:
+            self.broken(f"I13, I14: keys are left: {sorted(foreign)}")
+
+    def outcome(self, drained: float) -> Outcome:
+        """Judge."""
+        return Outcome(
+            seed=self.seed,
+            operations=self.operations,
+            scripts=self.ledger.scripts,
+            violations=self.history.judge(self.ledger),
+            faults=dict(self.network.faults),
+            outcomes=dict(self.history.outcomes),
+            digest=self._digest.hexdigest(),
+            trace=self._lines or [],
+            drained=drained,
+            virtual=trio.current_time(),
+            lateness=self.ledger.lateness,
+        )
+
+
+async def _main(seed: int, keep_trace: bool) -> Outcome:
+    drained = 0.0
+    async with trio.open_nursery() as nursery:
+        world = World(seed, nursery.start_soon, keep_trace=keep_trace)
+        with trio.move_on_after(ENDED) as limit:
+            try:
+                async with trio.open_nursery() as programs:
+                    await world.live(programs)
+                    drained = await world.drain(programs)
+                    await world.close()
+            except* (Exception, Spinning) as errors:
+                world.broken(f"I15, I20: a program ended with {_first(errors)!r}")
+        if limit.cancelled_caught:
+            world.broken(f"I15: it hangs: not at its end after {ENDED} s")
+        nursery.cancel_scope.cancel()
+    return world.outcome(drained)
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def simulate(seed: int, *, keep_trace: bool = False) -> Outcome:
+    """Run the history of one seed, in no time."""
+    logger = logging.getLogger("torrelque")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with seeded(seed):
+            clock = trio.testing.MockClock(autojump_threshold=0)
+            outcome: Outcome = trio.run(_main, seed, keep_trace, clock=clock)
+            return outcome
+    finally:
+        logger.setLevel(level)
