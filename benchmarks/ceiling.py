@@ -42,7 +42,7 @@ class AnswersAtOnce(RedisPyDriver):
 
     def _claim(self, wanted: int) -> bytes:
         bodies = b"".join([b'%032x{"a": 1}' % next(self._ids) for _ in range(wanted)])
-        return b"inf 0 0" + b" 1 300 32 8" * wanted + b"\n" + bodies
+        return b"inf 0 0 0" + b" 1 300 32 8" * wanted + b"\n" + bodies
 
 
 async def work(queue: Torrelque) -> None:

@@ -20,6 +20,7 @@ from .errors import (
     TorrelqueValueError,
 )
 from .model import (
+    TorrelqueDeadLetter,
     TorrelqueEnqueuedId,
     TorrelqueQueueStats,
     TorrelqueTaskId,
@@ -31,6 +32,7 @@ from .queue import Torrelque
 __all__ = [
     "Torrelque",
     "TorrelqueClosedError",
+    "TorrelqueDeadLetter",
     "TorrelqueDecodeError",
     "TorrelqueEnqueuedId",
     "TorrelqueError",

@@ -26,6 +26,10 @@ BOUND = 500
 #: A sweep has more to do for each id, and is in no hurry: 500 of them took up to 20 ms, these stay within the 5 ms that
 #: everybody else should have to wait for at most.
 SWEEP_BOUND = 150
+#: The same goes for what is done with dead letters.
+LETTERS_BOUND = 150
+#: No script answers with more bytes of payloads, unless a single one has more.
+MAX_ANSWER = 1 << 22
 #: Nor does one run carry more bytes of items, unless a single item does.
 MAX_BYTES = 1 << 20
 #: Nobody sleeps longer than this many seconds without looking, so no message is needed for later times.
@@ -40,6 +44,8 @@ PAST_DUE = 0.001
 #: The stored fields of a state, in the order of :class:`TorrelqueTaskState`; ``None`` where not set.
 Fields: TypeAlias = list[bytes | None]
 FIELDS = 9
+#: So many of them are in a dead letter: those of a state but for what all the dead have in common.
+LETTER_FIELDS = 6
 
 #: Where a sweep begins: with everything, or with leases and delays only.
 SWEEP_ALL, SWEEP_TIMED = b"", b"timed"
@@ -98,10 +104,46 @@ class Claim:
     deliveries: list[Delivery]
     dropped: list[bytes]
     """Ids that were removed from the queue because nothing stood behind them."""
+    given_up: list[bytes]
+    """Ids of tasks that were ended because they had been delivered as often as they may be."""
     until_next: float
     """Seconds until the next due or stale time; infinite when there is none, or more is pending."""
     more: bool
     """The script met its bound: ask again before believing that nothing is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivingUp:
+    """When a task is not delivered again, and what becomes of it."""
+
+    attempts: int
+    """So many deliveries are enough."""
+    keep: float | None
+    """Seconds for which its state is kept; ``None`` makes it a dead letter."""
+    reason: bytes
+    """Why, which becomes its result."""
+
+
+@dataclass(slots=True)
+class Letter:
+    """A dead letter as its script hands it out, nothing in it decoded yet."""
+
+    task_id: bytes
+    time: bytes
+    body: bytes | None
+    fields: Fields
+    """The reason, the two counts and the three times before that of the death; ``None`` where not set."""
+
+
+@dataclass(slots=True)
+class LettersStep:
+    """The answer of a script that requeues or purges dead letters."""
+
+    done: int
+    looked: int
+    """So many were looked at, in order."""
+    until: bytes
+    """The time of the newest that are meant."""
 
 
 @dataclass(slots=True)
@@ -139,6 +181,14 @@ def _named(task_id: str) -> tuple[bytes, bytes]:
     return task_id.encode(), b""
 
 
+def _milliseconds(keep: float | None) -> bytes:
+    """Write how long a state is kept; '' makes a dead letter of it."""
+    return b"" if keep is None else b"%d" % max(1, round(keep * 1000))
+
+
+#: No limit on deliveries.
+_NEVER = (b"", b"", b"")
+
 _STATUSES = {status: b"%d" % status for status in TorrelqueTaskStatus}
 
 
@@ -150,6 +200,7 @@ class Calls:
         self._table = (
             keys.pending, keys.dequeueing, keys.undequeued, keys.working, keys.delayed, keys.tasks, keys.task,
         )  # fmt: skip
+        self._dead_table = (*self._table, keys.dead, keys.dead_payloads)
         self._sweep_table = (*self._table, keys.outgoing)
         self._waking = (keys.wake, _HORIZON)
 
@@ -161,10 +212,17 @@ class Calls:
             flat += (task_id.encode(), body, lease_text, delay_text)
         return Call(scripts.ENQUEUE, self._table, self._waking, tuple(flat), len(flat) // 4, _is_done)
 
-    def dequeue(self, wanted: int, default_lease: float, adopt: Sequence[bytes] = ()) -> Call[Claim]:
+    def dequeue(
+        self, wanted: int, default_lease: float, adopt: Sequence[bytes] = (), giving_up: GivingUp | None = None
+    ) -> Call[Claim]:
         """Lease up to *wanted* tasks, those to *adopt* first: a waiter was handed them."""
-        head = (*self._waking, b"%d" % wanted, text_of_seconds(default_lease), b"%d" % BOUND)
-        return Call(scripts.DEQUEUE, self._table, head, tuple(adopt), 0, _read_claim)
+        table: tuple[bytes, ...] = self._table
+        policy = _NEVER
+        if giving_up is not None:
+            table = self._dead_table if giving_up.keep is None else self._table
+            policy = (b"%d" % giving_up.attempts, _milliseconds(giving_up.keep), giving_up.reason)
+        head = (*self._waking, b"%d" % wanted, text_of_seconds(default_lease), b"%d" % BOUND, *policy)
+        return Call(scripts.DEQUEUE, table, head, tuple(adopt), 0, _read_claim)
 
     def requeue(self, task_id: str, delay: float, lease: float | None) -> Call[Verdict]:
         """Give a working task back."""
@@ -173,14 +231,18 @@ class Calls:
         return Call(scripts.REQUEUE, self._table, self._waking, item, 1, _read_verdict)
 
     def release(
-        self, items: Iterable[tuple[str, bytes | None]], status: TorrelqueTaskStatus, keep: float
+        self, items: Iterable[tuple[str, bytes | None]], status: TorrelqueTaskStatus, keep: float | None
     ) -> Call[Verdict]:
-        """End working tasks, each with its result if it has one, which stays for *keep* seconds."""
+        """End working tasks, each with its result if it has one, which stays for *keep* seconds.
+
+        With ``None`` for it they become dead letters.
+        """
         flat: list[bytes] = []
         for task_id, result in items:
             flat += (*_named(task_id), b"" if result is None else b"=" + result)
-        head = (_STATUSES[status], b"%d" % max(1, round(keep * 1000)))
-        return Call(scripts.RELEASE, self._table, head, tuple(flat), len(flat) // 3, _read_verdict)
+        table = self._dead_table if keep is None else self._table
+        head = (_STATUSES[status], _milliseconds(keep))
+        return Call(scripts.RELEASE, table, head, tuple(flat), len(flat) // 3, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:
         """Move the end of a lease. Outcome: the new end, unix time in seconds, or why not."""
@@ -199,6 +261,29 @@ class Calls:
         """One step of a sweep, going on from *cursor*: :data:`SWEEP_ALL` or :data:`SWEEP_TIMED` at first."""
         head = (b"%d" % SWEEP_BOUND, text_of_seconds(default_lease), cursor)
         return Call(scripts.SWEEP, self._sweep_table, head, (), 0, _read_sweep)
+
+    def dead_letters(self, limit: int, after: tuple[bytes, bytes] | None) -> Call[list[Letter]]:
+        """Read dead letters, the oldest first, or those behind the one of this time and id."""
+        head = (b"%d" % min(limit, BOUND), b"%d" % MAX_ANSWER, *(after or (b"", b"")))
+        return Call(scripts.DEAD_LETTERS, self._dead_table, head, (), 0, _read_letters)
+
+    def count_dead_letters(self) -> Call[int]:
+        """Count the dead letters."""
+        return Call(scripts.COUNT_DEAD_LETTERS, self._dead_table, (), (), 0, int)
+
+    def requeue_dead_letters(self, ids: Sequence[bytes], until: bytes, passed: int) -> Call[LettersStep]:
+        """Give dead letters back to the queue: those of these ids, or without any the oldest ones.
+
+        :param until: none that died later; empty for now
+        :param passed: how many of the oldest to pass over
+        """
+        head = (until, b"%d" % passed, b"%d" % LETTERS_BOUND)
+        return Call(scripts.REQUEUE_DEAD_LETTERS, self._dead_table, head, tuple(ids), 0, _read_letters_step)
+
+    def purge_dead_letters(self, ids: Sequence[bytes], until: bytes, passed: int) -> Call[LettersStep]:
+        """Remove dead letters; which ones, as :meth:`requeue_dead_letters`."""
+        head = (until, b"%d" % passed, b"%d" % LETTERS_BOUND)
+        return Call(scripts.PURGE_DEAD_LETTERS, self._dead_table, head, tuple(ids), 0, _read_letters_step)
 
     def stats(self) -> Call[TorrelqueQueueStats]:
         """Count the tasks."""
@@ -249,24 +334,24 @@ def _read_fields(reply: Reply) -> Fields:
 def _read_claim(reply: Reply) -> Claim:
     """Read the answer of the dequeue script."""
     sheet, _, bodies = reply.partition(b"\n")
-    until_next, more, drops, *numbers = sheet.split()
-    if not float(until_next) >= 0 or not 0 <= int(drops) <= len(numbers):
+    until_next, more, drops, ends, *numbers = sheet.split()
+    tasks = len(numbers) - int(drops) - int(ends)
+    if not float(until_next) >= 0 or int(drops) < 0 or int(ends) < 0 or tasks < 0:
         raise ValueError(sheet)
-    lengths = numbers[len(numbers) - int(drops) :]
     deliveries: list[Delivery] = []
     at = 0
-    for count, lease, id_length, body_length in zip(*[iter(numbers[: len(numbers) - int(drops)])] * 4, strict=True):
+    for count, lease, id_length, body_length in zip(*[iter(numbers[:tasks])] * 4, strict=True):
         body_at = at + int(id_length)
         end = body_at + int(body_length)
         deliveries.append(Delivery(bodies[at:body_at], int(count), float(lease), bodies[body_at:end]))
         at = end
-    dropped: list[bytes] = []
-    for length in lengths:
-        dropped.append(bodies[at : at + int(length)])
+    others: list[bytes] = []
+    for length in numbers[tasks:]:
+        others.append(bodies[at : at + int(length)])
         at += int(length)
     if at != len(bodies):
         raise ValueError(sheet)
-    return Claim(deliveries, dropped, float(until_next), more == b"1")
+    return Claim(deliveries, others[: int(drops)], others[int(drops) :], float(until_next), more == b"1")
 
 
 def _read_sweep(reply: Reply) -> SweepStep:
@@ -275,6 +360,26 @@ def _read_sweep(reply: Reply) -> SweepStep:
     if not isinstance(dropped, list) or not isinstance(cursor, bytes):
         raise TypeError(reply)
     return SweepStep(SweepReport(int(stale), int(due), int(undequeued)), dropped, cursor, float(until_next))
+
+
+def _read_letters(reply: Reply) -> list[Letter]:
+    """Read the answer of the script that reads dead letters."""
+    letters = [Letter(task_id, time, body, fields) for task_id, time, body, *fields in reply]
+    for letter in letters:
+        stored = (letter.body, *letter.fields)
+        if len(letter.fields) != LETTER_FIELDS or not isinstance(letter.task_id, bytes) or not float(letter.time) >= 0:
+            raise ValueError(letter)
+        if not all(field is None or isinstance(field, bytes) for field in stored):
+            raise ValueError(letter)
+    return letters
+
+
+def _read_letters_step(reply: Reply) -> LettersStep:
+    """Read the answer of a script that requeues or purges dead letters."""
+    done, looked, until = reply
+    if not 0 <= int(done) <= int(looked) or not float(until) >= 0:
+        raise ValueError(reply)
+    return LettersStep(int(done), int(looked), until)
 
 
 def _read_stats(reply: Reply) -> TorrelqueQueueStats:

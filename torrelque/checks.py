@@ -18,11 +18,14 @@ MIN_SECONDS = 0.001
 #: A single ``dequeue`` takes no more than this, whatever it asks for.
 MAX_TASKS = 1000
 MAX_NAME_BYTES = 128
+#: A higher limit on deliveries is a mistake.
+MAX_ATTEMPTS = 1_000_000
 
 _POSITIVE = f"a number of seconds, at least {MIN_SECONDS}"
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 _SERVICE = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+_STAMP = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -68,24 +71,52 @@ def timeout(parameter: str, value: object) -> float | None:
     return seconds(parameter, value)
 
 
-def max_tasks(value: object) -> int:
-    """Check how many tasks a ``dequeue`` asks for, and clamp it."""
+def count(parameter: str, value: object) -> int:
+    """Check how many are asked for at once, and clamp it."""
     if type(value) is int and 0 < value <= MAX_TASKS:
         return value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TorrelqueTypeError(f"max_tasks must be an int, not {type(value).__name__}: {shown(value)}")
-    if value < 1:
-        raise TorrelqueValueError(f"max_tasks must be 1 or more (above {MAX_TASKS} is clamped): {shown(value)}")
-    return min(value, MAX_TASKS)
+    if _whole(parameter, value) < 1:
+        raise TorrelqueValueError(f"{parameter} must be 1 or more (above {MAX_TASKS} is clamped): {shown(value)}")
+    return MAX_TASKS
 
 
 def max_bytes(value: object) -> int:
-    """Check how many bytes of payloads a ``dequeue`` takes."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TorrelqueTypeError(f"max_bytes must be an int, not {type(value).__name__}: {shown(value)}")
-    if value < 1:
+    """Check how many bytes of payloads are taken at once."""
+    number = _whole("max_bytes", value)
+    if number < 1:
         raise TorrelqueValueError(f"max_bytes must be 1 or more: {shown(value)}")
+    return number
+
+
+def max_attempts(value: object) -> int:
+    """Check how often a task is delivered at most."""
+    number = _whole("max_attempts", value)
+    if not 1 <= number <= MAX_ATTEMPTS:
+        raise TorrelqueValueError(f"max_attempts must be 1 to {MAX_ATTEMPTS}, or None for no limit: {shown(value)}")
+    return number
+
+
+def _whole(parameter: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TorrelqueTypeError(f"{parameter} must be an int, not {type(value).__name__}: {shown(value)}")
     return value
+
+
+def flag(parameter: str, value: object) -> bool:
+    """Check a choice of two."""
+    if not isinstance(value, bool):
+        raise TorrelqueTypeError(f"{parameter} must be True or False, not {type(value).__name__}: {shown(value)}")
+    return value
+
+
+def cursor(value: object) -> tuple[bytes, bytes]:
+    """Check where a list of dead letters goes on: behind the one of this time and id."""
+    if not isinstance(value, str):
+        raise TorrelqueTypeError(f"after must be a str, not {type(value).__name__}: {shown(value)}")
+    time, _, known = value.partition("/")
+    if not _STAMP.fullmatch(time) or not known:
+        raise TorrelqueValueError(f"after must be the cursor of a dead letter: {shown(value)}")
+    return time.encode(), task_id(known, "after")
 
 
 def queue(value: object) -> str:

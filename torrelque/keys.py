@@ -33,6 +33,9 @@ class Keys:
         self.task = self.names["task"].encode()
         #: What the sweep before last saw in ``dequeueing``; lives only while a sweep runs.
         self.outgoing = self.undequeued + b":outgoing"
+        #: Tasks that were given up, by the time of it, and their payloads: what is live is never here.
+        self.dead = f"{prefix}:dead".encode()
+        self.dead_payloads = self.dead + b":payloads"
         #: Scripts say here that the next due or stale time has moved closer.
         self.wake = f"{prefix}:wake".encode()
 

@@ -18,10 +18,10 @@ class TorrelqueTaskStatus(enum.IntEnum):
     COMPLETED = 3
     """Released by its consumer as done. Final."""
     REJECTED = 4
-    """Released by its consumer as not to be done. Final."""
+    """Released by its consumer as not to be done, or given up after too many deliveries. Final."""
 
     def isfinal(self) -> bool:
-        """Tell whether a task of this status never changes again.
+        """Tell whether a task of this status never changes again, unless somebody requeues a dead letter.
 
         :returns: true for ``COMPLETED`` and ``REJECTED``
         """
@@ -34,6 +34,7 @@ FINAL = frozenset({TorrelqueTaskStatus.COMPLETED, TorrelqueTaskStatus.REJECTED})
 TRANSITIONS: dict[TorrelqueTaskStatus, dict[str, TorrelqueTaskStatus]] = {
     TorrelqueTaskStatus.PENDING: {
         "dequeue": TorrelqueTaskStatus.WORKING,
+        "give up": TorrelqueTaskStatus.REJECTED,
     },
     TorrelqueTaskStatus.WORKING: {
         "extend": TorrelqueTaskStatus.WORKING,
@@ -48,7 +49,9 @@ TRANSITIONS: dict[TorrelqueTaskStatus, dict[str, TorrelqueTaskStatus]] = {
         "sweep": TorrelqueTaskStatus.PENDING,
     },
     TorrelqueTaskStatus.COMPLETED: {},
-    TorrelqueTaskStatus.REJECTED: {},
+    TorrelqueTaskStatus.REJECTED: {
+        "requeue of a dead letter": TorrelqueTaskStatus.PENDING,
+    },
 }
 
 
@@ -75,8 +78,36 @@ class TorrelqueTaskState(NamedTuple):
     """When the task was released; ``None`` before."""
 
 
+class TorrelqueDeadLetter(NamedTuple):
+    """A task that was given up and kept. The times are unix times in seconds, by the clock of Redis."""
+
+    task_id: str
+    """Its id."""
+    task: Any
+    """The payload; where it cannot be read, the :exc:`TorrelqueDecodeError` that says so, with the bytes in it."""
+    reason: Any
+    """Why it was given up; ``None`` when nothing was said, and as for the payload where it cannot be read."""
+    dequeue_count: int
+    """Deliveries so far."""
+    requeue_count: int
+    """Returns to *pending* so far."""
+    enqueue_time: float
+    """When the task was enqueued."""
+    last_dequeue_time: float | None
+    """When the latest delivery was made; ``None`` when there was none."""
+    last_requeue_time: float | None
+    """When the task returned to *pending* the last time; ``None`` when it never did."""
+    release_time: float
+    """When it was given up."""
+    cursor: str
+    """Its place in the order of all: give it to :meth:`Torrelque.dead_letters` to go on behind it."""
+
+
 class TorrelqueQueueStats(NamedTuple):
-    """How many tasks the queue holds; tasks that were released count no more, whether a result is kept or not."""
+    """How many tasks the queue holds.
+
+    Tasks that were released count no more, whether a result is kept or not, nor do dead letters.
+    """
 
     tasks: int
     """All live tasks. What it has more than the other three together is just being handed out."""

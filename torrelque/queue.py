@@ -16,7 +16,19 @@ from anyio.abc import TaskStatus
 from . import checks
 from .background import Background
 from .batching import Coalescer
-from .calls import BOUND, MAX_BYTES, Call, Calls, Delivery, Fields, Verdict
+from .calls import (
+    BOUND,
+    LETTERS_BOUND,
+    MAX_BYTES,
+    Call,
+    Calls,
+    Delivery,
+    Fields,
+    GivingUp,
+    Letter,
+    LettersStep,
+    Verdict,
+)
 from .codec import JSON, Serialiser, encode
 from .drivers import Driver, driver_for, driver_for_url
 from .errors import (
@@ -35,6 +47,7 @@ from .leasing import keep_lease
 from .listening import Hub
 from .model import (
     SweepReport,
+    TorrelqueDeadLetter,
     TorrelqueEnqueuedId,
     TorrelqueQueueStats,
     TorrelqueTaskId,
@@ -80,6 +93,16 @@ class Torrelque:
     """Seconds between two sweeps of :meth:`run_sweep` and :meth:`schedule_sweep`; at least 0.001."""
     result_ttl: float = 3600
     """Seconds for which :meth:`release` keeps a result; at least 0.001."""
+    max_attempts: int | None = None
+    """How often a task is delivered at most, 1 to 1,000,000; ``None`` is without limit.
+
+    A task that has been delivered so often is not delivered again, whether its consumers requeued it or died: the next
+    ``dequeue`` of a queue with this limit ends it as ``REJECTED``, with a text that says so as its result. The limit is
+    that of the consumer; the published package has none."""
+    dead_letter: bool = False
+    """Keep the tasks that *max_attempts* ends as dead letters, with their payloads and without an end.
+
+    Otherwise their states are kept for *result_ttl* seconds."""
     linger: float = 0
     """Seconds for which a call waits for others to share its round trip, if the one before was shared; 0 or more.
 
@@ -127,9 +150,10 @@ class Torrelque:
         self._calls = Calls(spelled)
         self._coalescer = Coalescer(driver, self._background, lambda: checks.seconds("linger", self.linger))
         self._hub = Hub(driver, self._background)
-        self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease)
+        self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease, lambda: self._policy)
         self._sweeper = Sweeper(self._coalescer, self._hub, spelled, self._calls, self._lease)
         self._watches = Watches(driver, self._background, self._coalescer, self._hub, spelled, self._calls)
+        self._policy: GivingUp | None = None
         self._schedule: CancelScope | None = None
         self._closed = False
         self._use: AbstractAsyncContextManager[None] | None = None
@@ -184,6 +208,18 @@ class Torrelque:
 
     def _lease(self) -> float:
         return checks.positive_seconds("task_timeout", self.task_timeout)
+
+    def _giving_up(self) -> GivingUp | None:
+        keeps = checks.flag("dead_letter", self.dead_letter)
+        if self.max_attempts is None:
+            return None
+        attempts = checks.max_attempts(self.max_attempts)
+        kept = None if keeps else checks.positive_seconds("result_ttl", self.result_ttl)
+        known = self._policy
+        if known is not None and (known.attempts, known.keep) == (attempts, kept):
+            return known
+        reason = encode(self._serialiser, f"Not delivered again: max_attempts is {attempts}", "max_attempts")
+        return GivingUp(attempts, kept, reason)
 
     async def enqueue(
         self,
@@ -273,8 +309,8 @@ class Torrelque:
         """Lease the next task, waiting for one.
 
         Cancelled at any moment it leaves nothing behind: a task that was on its way goes back to the head of the
-        queue as if it had not been dequeued. A consumer that waits also takes up delays that pass and leases that
-        end, to the millisecond.
+        queue as if it had not been dequeued. A task that was delivered ``self.max_attempts`` times already is ended
+        instead. A consumer that waits also takes up delays that pass and leases that end, to the millisecond.
 
         :param timeout: seconds to wait; ``None`` without limit, 0 looks once
         :param max_tasks: with more than 1, what is there up to this many (above 1,000 is clamped) comes as a list
@@ -288,10 +324,12 @@ class Torrelque:
         :raises TorrelqueDecodeError: the payload cannot be read; that task stays leased, others are handed back
         :raises TorrelqueRedisError: Redis failed
         """
-        wanted, wait = checks.max_tasks(max_tasks), checks.timeout("timeout", timeout)
+        wanted, wait = checks.count("max_tasks", max_tasks), checks.timeout("timeout", timeout)
         room = math.inf if max_bytes is None else checks.max_bytes(max_bytes)
         self._check_open()
-        self._lease()  # a default that is nonsense is the caller's error, not one of the background
+        # A default that is nonsense is the caller's error, not one of the background.
+        self._lease()
+        self._policy = self._giving_up()
         deliveries = await self._room.dequeue(wanted, wait, room)
         if not deliveries:
             raise TorrelqueTimeoutError(f"No task came within {wait} s")
@@ -349,19 +387,23 @@ class Torrelque:
         result: Any = None,
         result_ttl: float | None = None,
         status: TorrelqueTaskStatus = TorrelqueTaskStatus.COMPLETED,
+        dead_letter: bool = False,
         pipeline: Any = None,
         strict: bool = False,
     ) -> None:
         """End a working task.
 
         Without a result everything about the task goes at once, whatever the status; with one, the final state
-        stays readable for *result_ttl* seconds.
+        stays readable for *result_ttl* seconds. As a dead letter it stays, with or without one, until it is requeued or
+        purged.
 
         :param task_id: as ``dequeue`` returned it: acts only while that delivery holds the task; a plain ``str`` acts
             whoever holds it
         :param result: anything the serialiser takes; ``None`` is no result, other falsy values are one
         :param result_ttl: seconds to keep the state, at least 0.001; ``self.result_ttl`` by default
         :param status: ``COMPLETED`` or ``REJECTED``
+        :param dead_letter: keep the task with its payload as a dead letter, whose reason is the result; goes with
+            ``REJECTED``
         :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed, and what
             it finds is in the pipeline's results
         :param strict: raise what is otherwise logged as a warning when nothing could be done
@@ -374,8 +416,12 @@ class Torrelque:
         checks.task_id(task_id)
         final = checks.final_status(status)
         keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
+        buried = checks.flag("dead_letter", dead_letter)
+        if buried and final is not TorrelqueTaskStatus.REJECTED:
+            raise TorrelqueValueError(f"dead_letter goes with the status REJECTED, not with {final.name}")
         body = None if result is None else encode(self._serialiser, result, "result")
-        await self._settle("release", task_id, self._calls.release([(task_id, body)], final, keep), pipeline, strict)
+        call = self._calls.release([(task_id, body)], final, None if buried else keep)
+        await self._settle("release", task_id, call, pipeline, strict)
 
     async def release_many(
         self,
@@ -552,6 +598,118 @@ class Torrelque:
         """
         self._check_open()
         return await self._coalescer.run(self._calls.stats())
+
+    async def dead_letters(
+        self, limit: int = 100, *, after: str | None = None, max_bytes: int | None = None
+    ) -> list[TorrelqueDeadLetter]:
+        """Read the dead letters: tasks that were given up and kept, in the order in which they were.
+
+        :param limit: so many at most (above 1,000 is clamped)
+        :param after: ``cursor`` of a letter, behind which to go on, whether it is still there or not; begins with the
+            oldest one by default
+        :param max_bytes: so many bytes of payloads at most, as they are stored, but always one letter; 1 or more,
+            without limit by default
+        :returns: the letters; none when there are no more
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueRedisError: Redis failed
+        """
+        wanted = checks.count("limit", limit)
+        place = None if after is None else checks.cursor(after)
+        room = math.inf if max_bytes is None else checks.max_bytes(max_bytes)
+        letters: list[TorrelqueDeadLetter] = []
+        while len(letters) < wanted:
+            page = await self._run(self._calls.dead_letters(wanted - len(letters), place), None)
+            for letter in page:
+                room -= len(letter.body or b"")
+                if letters and room < 0:
+                    return letters
+                letters.append(self._letter(letter))
+            if not page:
+                break
+            place = page[-1].time, page[-1].task_id
+        return letters
+
+    def _letter(self, letter: Letter) -> TorrelqueDeadLetter:
+        task_id = letter.task_id.decode(errors="replace")
+        reason, dequeues, requeues, *times = letter.fields
+        enqueued, dequeued, requeued = (_number(text) for text in times)
+        return TorrelqueDeadLetter(
+            task_id=task_id,
+            task=self._readable(task_id, letter.body or b"", "payload"),
+            reason=None if reason is None else self._readable(task_id, reason, "result"),
+            dequeue_count=int(_number(dequeues) or 0),
+            requeue_count=int(_number(requeues) or 0),
+            enqueue_time=enqueued or 0.0,
+            last_dequeue_time=dequeued,
+            last_requeue_time=requeued,
+            release_time=float(letter.time),
+            cursor=f"{letter.time.decode()}/{task_id}",
+        )
+
+    def _readable(self, task_id: str, body: bytes, what: str) -> Any:
+        """Decode what stands in a dead letter; one that cannot be read must not hide the others."""
+        try:
+            return self._serialiser.loads(body)
+        except Exception as error:
+            unreadable = TorrelqueDecodeError(task_id, body, what)
+            unreadable.__cause__ = error
+            return unreadable
+
+    async def count_dead_letters(self) -> int:
+        """Count the dead letters.
+
+        :returns: how many there are
+        :raises TorrelqueRedisError: Redis failed
+        """
+        return int(await self._run(self._calls.count_dead_letters(), None))
+
+    async def requeue_dead_letters(self, task_ids: Iterable[str] | None = None) -> int:
+        """Give dead letters back to the queue, where they go to the tail, the oldest first.
+
+        Their attempts begin anew; ``dequeue_count`` counts on, for it tells one delivery from another.
+
+        :param task_ids: which ones; by default all that are there when it begins
+        :returns: how many were requeued: those that are no dead letters, or no more, do not count
+        :raises TorrelqueValueError: an id cannot be one
+        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueRedisError: Redis failed; what was requeued until then stays so
+        """
+        return await self._over_dead_letters(self._calls.requeue_dead_letters, task_ids)
+
+    async def purge_dead_letters(self, task_ids: Iterable[str] | None = None) -> int:
+        """Remove dead letters for good, with all that is known about them.
+
+        :param task_ids: which ones; by default all that are there when it begins
+        :returns: how many were removed: those that are no dead letters, or no more, do not count
+        :raises TorrelqueValueError: an id cannot be one
+        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueRedisError: Redis failed; what was removed until then stays so
+        """
+        return await self._over_dead_letters(self._calls.purge_dead_letters, task_ids)
+
+    async def _over_dead_letters(
+        self, call: Callable[[Sequence[bytes], bytes, int], Call[LettersStep]], task_ids: Iterable[str] | None
+    ) -> int:
+        """Requeue or purge dead letters, in scripts of bounded size."""
+        done = passed = 0
+        if task_ids is not None:
+            ids = [checks.task_id(task_id) for task_id in checks.task_ids(task_ids)]
+            self._check_open()
+            while ids:
+                step = await self._run(call(ids[:LETTERS_BOUND], b"", 0), None)
+                done += step.done
+                ids = ids[step.looked :]
+            return done
+        until = b""
+        while True:
+            step = await self._run(call((), until, passed), None)
+            if not step.looked:
+                return done
+            # What is given up meanwhile is not meant: it could go on like this for ever.
+            until = step.until
+            done += step.done
+            passed += step.looked - step.done
 
     def watch(self, task_id: str, *, timeout: float | None = None) -> AsyncGenerator[TorrelqueTaskState]:
         """Follow a task: ``async for state in queue.watch(task_id): ...``.

@@ -15,7 +15,7 @@ from itertools import islice
 
 from .background import Background, Outage, Runner
 from .batching import CROWD
-from .calls import HORIZON, PAST_DUE, Call, Calls, Claim, Delivery, R
+from .calls import HORIZON, PAST_DUE, Call, Calls, Claim, Delivery, GivingUp, R
 from .catching import Catcher
 from .drivers import Driver, Signal
 from .errors import TorrelqueClosedError, TorrelqueRedisError, TorrelqueUnknownOutcomeError, fresh
@@ -65,6 +65,7 @@ class Room:
     """Where dequeues wait.
 
     :param default_lease: tells the lease, in seconds, of tasks that have none stored
+    :param giving_up: tells when a task is not delivered again; ``None`` is never
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Room:
         keys: Keys,
         calls: Calls,
         default_lease: Callable[[], float],
+        giving_up: Callable[[], GivingUp | None] = lambda: None,
     ) -> None:
         self._driver = driver
         self._background = background
         self._calls = calls
         self._default_lease = default_lease
+        self._giving_up = giving_up
         self._hub = hub
         self._catcher = Catcher(driver, background, hub, keys, lambda: self.taken, self.look_within)
         self._seats: dict[Seat, None] = {}
@@ -247,7 +250,7 @@ class Room:
         if self._unasked_for >= HALF and self._plenty:
             self._second.wake()
         try:
-            claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught))
+            claim = await self._run(self._calls.dequeue(wanted, self._default_lease(), caught, self._giving_up()))
         except TorrelqueRedisError as error:
             # Handing back what was caught is right in each case: it does nothing where the claim took effect.
             self._returns += [(task_id, None) for task_id in caught]
@@ -258,6 +261,8 @@ class Room:
         self._plenty = len(claim.deliveries) >= wanted
         for task_id in claim.dropped:
             logger.warning("Dropped task %r from the queue: it has no payload, or is delivered or final", task_id)
+        for task_id in claim.given_up:
+            logger.warning("Gave up task %r: it was delivered as often as max_attempts allows", task_id)
         for delivery in claim.deliveries:
             delivery.asked = asked
         return claim

@@ -13,12 +13,16 @@ from torrelque.calls import BOUND
 from torrelque.keys import Keys
 from torrelque.scripts import (
     ALL,
+    COUNT_DEAD_LETTERS,
+    DEAD_LETTERS,
     DEQUEUE,
     ENQUEUE,
     EXTEND,
     HANDBACK,
+    PURGE_DEAD_LETTERS,
     RELEASE,
     REQUEUE,
+    REQUEUE_DEAD_LETTERS,
     STATE,
     STATS,
     SWEEP,
@@ -27,6 +31,8 @@ from torrelque.scripts import (
 
 STATUS = {"pending": "0", "dequeueing": "0", "working": "1", "delayed": "2"}
 WAKE = ("wake", "30")
+#: Scripts that are told where dead letters are.
+BURYING = {DEQUEUE, RELEASE, DEAD_LETTERS, COUNT_DEAD_LETTERS, REQUEUE_DEAD_LETTERS, PURGE_DEAD_LETTERS}
 
 
 @dataclass
@@ -42,6 +48,9 @@ class Data:
     working: dict[str, float] = field(default_factory=dict)
     """Seconds from now until each lease ends."""
     delayed: dict[str, float] = field(default_factory=dict)
+    dead: dict[str, float] = field(default_factory=dict)
+    """Seconds from now, and so less than 0, to each death. Such an id has a payload among the buried, and a state."""
+    buried: dict[str, str | None] = field(default_factory=dict)
     tasks: dict[str, str | None] = field(default_factory=dict)
     states: dict[str, dict[str, str | None] | None] = field(default_factory=dict)
     ttls: dict[str, int] = field(default_factory=dict)
@@ -54,10 +63,14 @@ class Data:
             for task_id in getattr(self, place):
                 tasks[task_id] = f"body {task_id}"
                 states[task_id] = {"status": status, "enqueue_time": "1", "timeout": "300"}
-        for task_id, body in self.tasks.items():
-            tasks[task_id] = body or ""
-            if body is None:
-                del tasks[task_id]
+        for task_id in self.dead:
+            states[task_id] = {"status": "4", "enqueue_time": "1", "timeout": "300"}
+        buried = {task_id: f"body {task_id}" for task_id in self.dead}
+        for bodies, said in ((tasks, self.tasks), (buried, self.buried)):
+            for task_id, body in said.items():
+                bodies[task_id] = body or ""
+                if body is None:
+                    del bodies[task_id]
         for task_id, fields in self.states.items():
             if fields is None:
                 del states[task_id]
@@ -69,6 +82,7 @@ class Data:
                 states[task_id] = {key: value for key, value in state.items() if fields.get(key, "") is not None}
         whole = {"tasks": tasks, "states": states, "ttls": self.ttls, "working": self.working, "delayed": self.delayed}
         whole |= {"pending": list(self.pending), "dequeueing": list(self.dequeueing)}
+        whole |= {"dead": self.dead, "buried": buried}
         return whole | {"undequeued": sorted(self.undequeued), "outgoing": sorted(self.outgoing)}
 
 
@@ -111,11 +125,12 @@ class Store:
         for key, ids in ((keys.undequeued, whole["undequeued"]), (keys.outgoing, whole["outgoing"])):
             if ids:
                 pipeline.sadd(key, *ids)
-        for key, place in ((keys.working, whole["working"]), (keys.delayed, whole["delayed"])):
-            if place:
-                pipeline.zadd(key, {task_id: now + seconds for task_id, seconds in place.items()})
-        if whole["tasks"]:
-            pipeline.hset(keys.tasks, mapping=whole["tasks"])
+        for key, place in ((keys.working, "working"), (keys.delayed, "delayed"), (keys.dead, "dead")):
+            if whole[place]:
+                pipeline.zadd(key, {task_id: now + seconds for task_id, seconds in whole[place].items()})
+        for key, place in ((keys.tasks, "tasks"), (keys.dead_payloads, "buried")):
+            if whole[place]:
+                pipeline.hset(key, mapping=whole[place])
         for task_id, state in whole["states"].items():
             pipeline.hset(keys.state(task_id.encode()), mapping=state)
         for task_id, seconds in whole["ttls"].items():
@@ -135,8 +150,10 @@ class Store:
             }
             if (ttl := admin.ttl(key)) != -1:
                 ttls[task_id] = ttl
-        whole = {"tasks": {k.decode(): v.decode() for k, v in admin.hgetall(keys.tasks).items()}, "states": states}
-        for name in ("working", "delayed"):
+        whole: dict[str, Any] = {"states": states}
+        for name, key in (("tasks", keys.tasks), ("buried", keys.dead_payloads)):
+            whole[name] = {k.decode(): v.decode() for k, v in admin.hgetall(key).items()}
+        for name in ("working", "delayed", "dead"):
             pairs = admin.zrange(getattr(keys, name), 0, -1, withscores=True)
             whole[name] = {task_id.decode(): Seconds(score - now, now - self.begun) for task_id, score in pairs}
         for name in ("pending", "dequeueing"):
@@ -150,6 +167,8 @@ class Store:
         table = [keys.pending, keys.dequeueing, keys.undequeued, keys.working, keys.delayed, keys.tasks, keys.task]
         if script is SWEEP:
             table.append(keys.outgoing)
+        if script in BURYING:
+            table += [keys.dead, keys.dead_payloads]
         return self.admin.eval(script.text, len(table), *table, *args)
 
 
@@ -211,6 +230,7 @@ FINAL = {**KEPT, "enqueue_time": "1", "timeout": "300"}
             "working": Data(working={"a": 60}),
             "delayed": Data(delayed={"a": 60}),
             "final": Data(states={"a": KEPT}, ttls={"a": 60}),
+            "dead": Data(dead={"a": -9}),
             "a payload without a state": Data(tasks={"a": "other"}),
         }.items()
     ),
@@ -228,10 +248,12 @@ def delivery(task_id: str, count: int = 1, lease: str = "300", body: str | None 
     return f"{count} {lease} {len(task_id)} {len(body)}", task_id + body
 
 
-def claimed(more: int, dropped: str, *deliveries: tuple[str, str], until: str = "inf") -> bytes:
-    """The answer of the dequeue script; dropped are ids of one letter each."""
-    sheet = " ".join([until, str(more), str(len(dropped)), *(line for line, _ in deliveries), *("1" for _ in dropped)])
-    return f"{sheet}\n{''.join(both for _, both in deliveries)}{dropped}".encode()
+def claimed(more: int, dropped: str, *deliveries: tuple[str, str], given_up: str = "", until: str = "inf") -> bytes:
+    """The answer of the dequeue script; dropped and given up are ids of one letter each."""
+    others = dropped + given_up
+    counts = (str(more), str(len(dropped)), str(len(given_up)))
+    sheet = " ".join([until, *counts, *(line for line, _ in deliveries), *("1" for _ in others)])
+    return f"{sheet}\n{''.join(both for _, both in deliveries)}{others}".encode()
 
 
 def until_next(said: bytes) -> float:
@@ -239,8 +261,8 @@ def until_next(said: bytes) -> float:
     return float(said.split(b" ")[0])
 
 
-def claim(wanted: int, *adopt: str, bound: int = 500) -> tuple[Any, ...]:
-    return (*WAKE, str(wanted), "300", str(bound), *adopt)
+def claim(wanted: int, *adopt: str, bound: int = 500, limit: tuple[str, str, str] = ("", "", "")) -> tuple[Any, ...]:
+    return (*WAKE, str(wanted), "300", str(bound), *limit, *adopt)
 
 
 @_rows(
@@ -352,6 +374,100 @@ def test_dequeue(store: Store, script: Any, before: Data, args: Any, after: Data
     assert until_next(said) == pytest.approx(until_next(reply), abs=1)
 
 
+#: Two deliveries are enough: then it is a dead letter, or a state that is kept for five seconds.
+BURIED, ENDED = ("2", "", "why"), ("2", "5000", "why")
+WHY = {"status": "4", "result": "why", "release_time": "now"}
+
+
+def times(count: int) -> dict[str, str | None]:
+    return {"dequeue_count": str(count)}
+
+
+@_rows(
+    (
+        "under the limit", DEQUEUE, Data(pending="a", states={"a": times(1)}), claim(1, limit=BURIED),
+        Data(working={"a": 300}, states={"a": {**DELIVERED, **times(2)}}), claimed(0, "", delivery("a", 2)),
+    ),
+    (
+        "at the limit, kept", DEQUEUE, Data(pending="ab", states={"a": times(2)}), claim(1, limit=BURIED),
+        Data(working={"b": 300}, dead={"a": 0}, states={"a": {**WHY, **times(2)}, "b": DELIVERED}),
+        claimed(0, "", delivery("b"), given_up="a"),
+    ),
+    (
+        "at the limit, ended", DEQUEUE, Data(pending="ab", states={"a": times(2)}), claim(1, limit=ENDED),
+        Data(working={"b": 300}, ttls={"a": 5}, states={
+            "a": {**WHY, **times(2), "enqueue_time": "1", "timeout": "300"}, "b": DELIVERED}),
+        claimed(0, "", delivery("b"), given_up="a"),
+    ),
+    (
+        "beyond the limit, nothing else", DEQUEUE, Data(pending="a", states={"a": times(9)}), claim(1, limit=BURIED),
+        Data(dead={"a": 0}, states={"a": {**WHY, **times(9)}}), claimed(0, "", given_up="a"),
+    ),
+    (
+        "no limit", DEQUEUE, Data(pending="a", states={"a": times(9)}), claim(1),
+        Data(working={"a": 300}, states={"a": {**DELIVERED, **times(10)}}), claimed(0, "", delivery("a", 10)),
+    ),
+    (
+        "whose attempts began anew", DEQUEUE, Data(pending="ab", states={
+            "a": {**times(9), "forgiven": "8"}, "b": {**times(9), "forgiven": "7"}}), claim(2, limit=BURIED),
+        Data(working={"a": 300}, dead={"b": 0}, states={
+            "a": {**DELIVERED, **times(10), "forgiven": "8"}, "b": {**WHY, **times(9), "forgiven": "7"}}),
+        claimed(0, "", delivery("a", 10), given_up="b"),
+    ),
+    (
+        "what was forgiven is junk", DEQUEUE, Data(pending="a", states={"a": {**times(2), "forgiven": "much"}}),
+        claim(1, limit=BURIED), Data(dead={"a": 0}, states={"a": {**WHY, **times(2), "forgiven": "much"}}),
+        claimed(0, "", given_up="a"),
+    ),
+    (
+        "its lease ended", DEQUEUE, Data(working={"a": -1}, states={"a": times(2)}), claim(1, limit=BURIED),
+        Data(dead={"a": 0}, states={"a": {**WHY, **times(2), **BACK}}), claimed(0, "", given_up="a"),
+    ),
+    (
+        "it is due", DEQUEUE, Data(delayed={"a": -1}, states={"a": times(2)}), claim(1, limit=BURIED),
+        Data(dead={"a": 0}, states={"a": {**WHY, **times(2), **BACK}}), claimed(0, "", given_up="a"),
+    ),
+    (
+        "an adopted one", DEQUEUE, Data(dequeueing="a", states={"a": times(2)}), claim(1, "a", limit=BURIED),
+        Data(dead={"a": 0}, states={"a": {**WHY, **times(2)}}), claimed(0, "", given_up="a"),
+    ),
+    (
+        "twice in pending", DEQUEUE, Data(pending="aa", states={"a": times(2)}), claim(1, limit=BURIED),
+        Data(dead={"a": 0}, states={"a": {**WHY, **times(2)}}), claimed(0, "a", given_up="a"),
+    ),
+    (
+        "the bound", DEQUEUE, Data(pending="abc", states=dict.fromkeys("abc", times(2))),
+        claim(1, bound=2, limit=BURIED),
+        Data(pending="c", dead={"a": 0, "b": 0}, states={
+            "a": {**WHY, **times(2)}, "b": {**WHY, **times(2)}, "c": times(2)}),
+        claimed(1, "", given_up="ab"),
+    ),
+)  # fmt: skip
+def test_giving_up(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:
+    """What was delivered as often as it may be is ended by the claim that would deliver it again, and only that."""
+    store.seed(before)
+    said = store.run(script, *args)
+    assert store.read() == after.whole()
+    assert said.split(b" ", 1)[1] == reply.split(b" ", 1)[1]
+
+
+def test_a_dead_letter_does_not_expire(store: Store) -> None:
+    """Whatever time to live a foreign hand has given to the state, it is kept."""
+    store.seed(Data(pending="a", states={"a": times(2)}, ttls={"a": 60}))
+    store.run(DEQUEUE, *claim(1, limit=BURIED))
+    assert store.read()["ttls"] == {}
+
+
+def test_giving_up_large_payloads_is_bounded_by_bytes(store: Store) -> None:
+    """A claim that only gives up stops after some mebibytes, and says that there is more."""
+    ids = [chr(97 + i) for i in range(20)]
+    store.seed(Data(pending="".join(ids), tasks=dict.fromkeys(ids, "x" * (1 << 19)),
+                    states=dict.fromkeys(ids, times(2))))  # fmt: skip
+    said = [store.run(DEQUEUE, *claim(1, limit=BURIED)).split()[1:4] for _ in range(3)]
+    assert said == [[b"1", b"0", b"8"], [b"1", b"0", b"8"], [b"0", b"0", b"4"]]
+    assert sorted(store.read()["buried"]) == ids
+
+
 def test_dequeue_tells_when_to_come_back(store: Store) -> None:
     """A claim that falls short says when the next delay or lease ends."""
     store.seed(Data(delayed={"a": 60}, working={"b": 90}))
@@ -365,6 +481,7 @@ KNOWN = {
     "delayed": Data(delayed={"a": 60}, states={"a": {"dequeue_count": "2"}}),
     "parked": Data(dequeueing="a"),
     "final": Data(states={"a": {**KEPT, "dequeue_count": "2"}}, ttls={"a": 60}),
+    "dead": Data(dead={"a": -9}, states={"a": {"dequeue_count": "2"}}),
 }
 WORKING = Data(working={"a": 60}, states={"a": {"dequeue_count": "2", "requeue_count": "1"}})
 SETTLES = {
@@ -427,6 +544,92 @@ def test_settled(
     """The holder of the lease, or a plain id, settles; also past the end of the lease while no sweep took it."""
     before = Data(working={"a": ends}, states=before.states)
     check(store, script, before, tuple(arg.format(token) for arg in args), after, reply)
+
+
+LETTER = {"status": "4", "release_time": "now", "dequeue_count": "2", "requeue_count": "1"}
+
+
+@_rows(
+    ("with a reason", RELEASE, WORKING, ("4", "", "a", "2", "=r"),
+     Data(dead={"a": 0}, states={"a": {**LETTER, "result": "r"}}), b"1"),
+    ("without one", RELEASE, WORKING, ("4", "", "a", "", ""), Data(dead={"a": 0}, states={"a": LETTER}), b"1"),
+    ("twice", RELEASE, WORKING, ("4", "", "a", "2", "=r", "a", "2", "=s"),
+     Data(dead={"a": 0}, states={"a": {**LETTER, "result": "r"}}), b"1 -1"),
+    ("another's", RELEASE, WORKING, ("4", "", "a", "1", "=r"), WORKING, b"-2"),
+    ("not working", RELEASE, Data(pending="a"), ("4", "", "a", "", ""), Data(pending="a"), b"-1"),
+    ("a dead letter", RELEASE, Data(dead={"a": -9}), ("4", "", "a", "", ""), Data(dead={"a": -9}), b"-1"),
+    ("unknown", RELEASE, Data(), ("4", "", "a", "", ""), Data(), b"0"),
+    ("no payload", RELEASE, Data(working={"a": 60}, tasks={"a": None}), ("4", "", "a", "", "=r"), Data(), b"1"),
+    ("an empty payload", RELEASE, Data(working={"a": 60}, tasks={"a": ""}), ("4", "", "a", "", ""),
+     Data(dead={"a": 0}, buried={"a": ""}, states={"a": {"release_time": "now"}}), b"1"),
+)  # fmt: skip
+def test_released_as_a_dead_letter(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:
+    """The holder of the lease may keep a task with its payload; nobody else, and only once."""
+    check(store, script, before, args, after, reply)
+
+
+DEAD = Data(dead={"b": -2, "a": -3, "c": -1}, states={"a": {"dequeue_count": "7", "result": "why",
+                                                            "release_time": "5", "requeue_count": "6"}})  # fmt: skip
+ANEW = {"last_requeue_time": "now", "status": "0", "requeue_count": "1", "forgiven": "0"}
+ANEW_A = {**ANEW, "dequeue_count": "7", "requeue_count": "7", "forgiven": "7"}
+
+
+@_rows(
+    ("all", REQUEUE_DEAD_LETTERS, DEAD, ("", "0", "9"),
+     Data(pending="abc", states={"a": ANEW_A, "b": ANEW, "c": ANEW}), [3, 3]),
+    ("the oldest", REQUEUE_DEAD_LETTERS, DEAD, ("", "0", "1"),
+     Data(pending="a", dead={"b": -2, "c": -1}, states={"a": ANEW_A}), [1, 1]),
+    ("behind the tail", REQUEUE_DEAD_LETTERS, Data(pending="x", dead={"a": -1}), ("", "0", "9"),
+     Data(pending="xa", states={"a": ANEW}), [1, 1]),
+    ("passing over some", REQUEUE_DEAD_LETTERS, DEAD, ("", "1", "1"),
+     Data(pending="b", dead={"a": -3, "c": -1}, states={"a": DEAD.states["a"], "b": ANEW}), [1, 1]),
+    ("no later ones", REQUEUE_DEAD_LETTERS, DEAD, ("1", "0", "9"), DEAD, [0, 0]),
+    ("by id", REQUEUE_DEAD_LETTERS, DEAD, ("", "0", "9", "c", "x", "c"),
+     Data(pending="c", dead={"a": -3, "b": -2}, states={"a": DEAD.states["a"], "c": ANEW}), [1, 3]),
+    ("an id that is alive", REQUEUE_DEAD_LETTERS, Data(pending="p", working={"w": 60}), ("", "0", "9", "p", "w"),
+     Data(pending="p", working={"w": 60}), [0, 2]),
+    ("an id that a foreign hand has enqueued anew", REQUEUE_DEAD_LETTERS, Data(pending="a", dead={"a": -1}),
+     ("", "0", "9"), Data(pending="a", dead={"a": -1}), [0, 1]),
+    ("no payload", REQUEUE_DEAD_LETTERS, Data(dead={"a": -1}, buried={"a": None}), ("", "0", "9"), Data(), [0, 1]),
+    ("no state", REQUEUE_DEAD_LETTERS, Data(dead={"a": -1}, states={"a": None}), ("", "0", "9"),
+     Data(pending="a", states={"a": {**ANEW, "enqueue_time": None, "timeout": None}}), [1, 1]),
+    ("all", PURGE_DEAD_LETTERS, DEAD, ("", "0", "9"), Data(), [3, 3]),
+    ("the oldest", PURGE_DEAD_LETTERS, DEAD, ("", "0", "2"), Data(dead={"c": -1}), [2, 2]),
+    ("by id", PURGE_DEAD_LETTERS, DEAD, ("", "0", "9", "x", "a"), Data(dead={"b": -2, "c": -1}), [1, 2]),
+    ("no later ones", PURGE_DEAD_LETTERS, DEAD, ("1", "0", "9"), DEAD, [0, 0]),
+    ("an id that is alive", PURGE_DEAD_LETTERS, Data(pending="p", dead={"p": -1}, states={"p": {"status": "0"}}),
+     ("", "0", "9"), Data(pending="p"), [1, 1]),
+)  # fmt: skip
+def test_done_with_dead_letters(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:
+    """Dead letters go back to the tail in the order of their deaths, or for good; what is alive stays."""
+    store.seed(before)
+    done, looked, until = store.run(script, *args)
+    assert store.read() == after.whole()
+    assert [done, looked] == reply
+    assert float(until) == (float(args[0]) if args[0] else pytest.approx(store.now(), abs=2))
+
+
+def test_reading_dead_letters(store: Store) -> None:
+    """Pages go on behind a letter, whether it is still there, has gone, or has died once more."""
+    store.seed(DEAD)
+
+    def read(most: int, time: bytes = b"", last: bytes = b"", room: int = 99) -> list[bytes]:
+        return [letter[0] for letter in store.run(DEAD_LETTERS, most, room, time, last)]
+
+    first, second = store.run(DEAD_LETTERS, 2, 99, "", "")
+    assert [first[0], *first[2:]] == [b"a", b"body a", b"why", b"7", b"6", b"1", None, None]
+    assert [second[0], *second[2:]] == [b"b", b"body b", None, None, None, b"1", None, None]
+    assert read(9, second[1], b"b") == [b"c"]
+    assert read(9, first[1], b"a") == [b"b", b"c"]
+    assert read(1, first[1], b"a") == [b"b"]
+    assert read(9, room=13) == [b"a", b"b"]
+    assert read(9, room=1) == [b"a"], "one comes however large it is"
+    assert store.run(COUNT_DEAD_LETTERS) == 3
+    store.admin.zadd(store.keys.dead, {"b": store.now()})
+    assert read(9, second[1], b"b") == [b"c", b"b"]
+    store.admin.zrem(store.keys.dead, "b")
+    assert read(9, second[1], b"b") == [b"c"]
+    assert read(9, b"99999999999.000000", b"b") == []
 
 
 @pytest.mark.parametrize("ends", [60, -60])
@@ -599,14 +802,18 @@ def test_stats_and_state(store: Store) -> None:
 
 COMMON: dict[Script, tuple[Any, ...]] = {
     ENQUEUE: (*WAKE, "n", "body", "300", "0", "m", "body", "300", "60"),
-    DEQUEUE: claim(9, "q"),
+    DEQUEUE: claim(9, "q", limit=("1", "", "r")),
     REQUEUE: (*WAKE, "w", "", "0", "9"),
-    RELEASE: ("3", "5000", "w", "", "=r"),
+    RELEASE: ("4", "", "w", "", "=r"),
     EXTEND: (*WAKE, "300", "w", "", "9"),
     HANDBACK: ("w", "1"),
     SWEEP: ("500", "300", ""),
     STATS: (),
     STATE: ("w",),
+    DEAD_LETTERS: ("9", "99", "", ""),
+    COUNT_DEAD_LETTERS: (),
+    REQUEUE_DEAD_LETTERS: ("", "0", "9"),
+    PURGE_DEAD_LETTERS: ("", "0", "9"),
 }
 
 
@@ -615,11 +822,13 @@ def digest(store: Store) -> dict[bytes, bytes]:
 
 
 @pytest.mark.parametrize("script", ALL, ids=lambda script: script.name)
-@pytest.mark.parametrize("broken", ["pending", "dequeueing", "undequeued", "working", "delayed", "tasks"])
+@pytest.mark.parametrize(
+    "broken", ["pending", "dequeueing", "undequeued", "working", "delayed", "tasks", "dead", "dead_payloads"]
+)
 def test_key_of_a_foreign_type(store: Store, script: Script, broken: str) -> None:
     """Where a whole structure is something else, a script fails before its first write, or does without."""
-    store.seed(Data(pending="p", dequeueing="q", working={"s": -1, "w": 60}, delayed={"d": -1}, undequeued="q",
-                    states={"w": {"dequeue_count": "1"}}))  # fmt: skip
+    store.seed(Data(pending="po", dequeueing="q", working={"s": -1, "w": 60}, delayed={"d": -1}, undequeued="q",
+                    dead={"x": -1}, states={"w": {"dequeue_count": "1"}, "o": {"dequeue_count": "1"}}))  # fmt: skip
     key = getattr(store.keys, broken)
     store.admin.delete(key)
     store.admin.set(key, "a string")
@@ -647,8 +856,9 @@ def test_sweep_heals_its_own_notes(store: Store) -> None:
 @pytest.mark.parametrize("script", ALL, ids=lambda script: script.name)
 def test_state_of_a_foreign_type(store: Store, script: Script) -> None:
     """A state that is something else is one damaged task: it is replaced when written, and stops no script."""
-    store.seed(Data(pending="p", dequeueing="q", working={"s": -1, "w": 60}, delayed={"d": -1}, undequeued="q"))
-    for task_id in b"pqswd":
+    store.seed(Data(pending="p", dequeueing="q", working={"s": -1, "w": 60}, delayed={"d": -1}, undequeued="q",
+                    dead={"x": -1}))  # fmt: skip
+    for task_id in b"pqswdx":
         store.admin.set(store.keys.state(bytes([task_id])), "a string")
     try:
         store.run(script, *COMMON[script])

@@ -15,13 +15,13 @@ from torrelque.background import Background
 from torrelque.calls import Call, Reply
 
 #: What the dequeue script says when there is nothing.
-NOTHING = b"inf 0 0\n"
+NOTHING = b"inf 0 0 0\n"
 
 
 def claim(*task_ids: str, until: str = "inf", more: int = 0, count: int = 1, body: str = '"t"') -> bytes:
     """Write the answer of the dequeue script."""
     sheet = "".join(f" {count} 300 {len(task_id)} {len(body)}" for task_id in task_ids)
-    return f"{until} {more} 0{sheet}\n{''.join(task_id + body for task_id in task_ids)}".encode()
+    return f"{until} {more} 0 0{sheet}\n{''.join(task_id + body for task_id in task_ids)}".encode()
 
 
 class ScriptedDriver:

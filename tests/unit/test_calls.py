@@ -13,10 +13,15 @@ from torrelque import TorrelqueTaskId, TorrelqueTaskStatus, scripts
 from torrelque.calls import (
     BOUND,
     HORIZON,
+    LETTERS_BOUND,
+    MAX_ANSWER,
     SWEEP_ALL,
     SWEEP_BOUND,
     SWEEP_TIMED,
     Calls,
+    GivingUp,
+    Letter,
+    LettersStep,
     Verdict,
     outcomes,
     seconds_of_wake,
@@ -80,24 +85,51 @@ def test_claims_are_read_back(tasks: list[tuple[str, int, float, bytes]], more: 
         for task_id, count, lease, body in tasks
     )
     bodies = b"".join(task_id.encode() + body for task_id, _, _, body in tasks)
-    claim = CALLS.dequeue(5, 300).parse(b"12.5 %d 2%b 7 4\n%bdroppedalso" % (more, sheet, bodies))
+    claim = CALLS.dequeue(5, 300).parse(b"12.5 %d 2 1%b 7 4 5\n%bdroppedalsoended" % (more, sheet, bodies))
     assert [
         (delivery.task_id.decode(), delivery.count, delivery.lease, delivery.body) for delivery in claim.deliveries
     ] == tasks
     assert (claim.until_next, claim.more, claim.dropped) == (12.5, more, [b"dropped", b"also"])
+    assert claim.given_up == [b"ended"]
 
 
 def test_nothing_to_come_is_infinity() -> None:
     """Where a script knows of no next time, nobody waits for one."""
-    assert CALLS.dequeue(1, 300).parse(b"inf 0 0\n").until_next == math.inf
+    assert CALLS.dequeue(1, 300).parse(b"inf 0 0 0\n").until_next == math.inf
     assert CALLS.sweep(300, SWEEP_ALL).parse([0, 0, 0, [], b"end", b"inf"]).until_next == math.inf
 
 
 def test_dequeue() -> None:
     """A claim says how many it wants, the default lease, the bound, and what to adopt."""
     call = CALLS.dequeue(7, 1.5, [b"a", b"b"])
-    assert call.head == (KEYS.wake, b"30", b"7", b"1.5", b"%d" % BOUND)
-    assert (call.items, call.count) == ((b"a", b"b"), 0)
+    assert call.head == (KEYS.wake, b"30", b"7", b"1.5", b"%d" % BOUND, b"", b"", b"")
+    assert (call.items, call.count, len(call.keys)) == ((b"a", b"b"), 0, 7)
+
+
+@pytest.mark.parametrize(("keep", "text", "keys"), [(1.5, b"1500", 7), (None, b"", 9)])
+def test_dequeue_with_a_limit(keep: float | None, text: bytes, keys: int) -> None:
+    """A claim says when to give a task up; the keys of dead letters go along where it becomes one."""
+    call = CALLS.dequeue(7, 1.5, [b"a"], GivingUp(3, keep, b"why"))
+    assert call.head[5:] == (b"3", text, b"why")
+    assert (call.items, len(call.keys)) == ((b"a",), keys)
+
+
+def test_dead_letters() -> None:
+    """What is kept of the dead is read, requeued and purged by its own scripts, which know where it is."""
+    done = TorrelqueTaskStatus.REJECTED
+    assert CALLS.release([("a", b"r")], done, None).head == (b"4", b"")
+    calls = [
+        CALLS.release([("a", b"r")], done, None), CALLS.dead_letters(9, None), CALLS.count_dead_letters(),
+        CALLS.requeue_dead_letters((), b"", 0), CALLS.purge_dead_letters((), b"", 0),
+    ]  # fmt: skip
+    assert {call.keys[7:] for call in calls} == {(KEYS.dead, KEYS.dead_payloads)}
+    assert CALLS.dead_letters(10**6, (b"1.5", b"a")).head == (b"%d" % BOUND, b"%d" % MAX_ANSWER, b"1.5", b"a")
+    assert CALLS.dead_letters(9, None).parse([[b"a", b"1.5", b"body", b"r"] + [None] * 5]) == [
+        Letter(b"a", b"1.5", b"body", [b"r"] + [None] * 5)
+    ]
+    call = CALLS.requeue_dead_letters((b"a", b"b"), b"1.5", 7)
+    assert (call.head, call.items, call.count) == ((b"1.5", b"7", b"%d" % LETTERS_BOUND), (b"a", b"b"), 0)
+    assert call.parse([1, 2, b"1.5"]) == LettersStep(1, 2, b"1.5")
 
 
 @pytest.mark.parametrize(("task_id", "token"), [("a", b""), (TorrelqueTaskId("a", 3, 300), b"3")])
@@ -161,9 +193,18 @@ def test_stats_and_state() -> None:
 @pytest.mark.parametrize(
     ("call", "reply"),
     [(CALLS.dequeue(1, 300), reply) for reply in (
-        None, [], 7, b"", b"\n", b"inf 0\n", b"nan 0 0\n", b"-1 0 0\n", b"inf 0 0 1 300 1\na",
-        b"inf 0 0 x 300 1 1\nab", b"inf 0 0 1 300 1 2\nab", b"inf 0 0 1 300 1 1\nabc", b"inf 0 1\n",
-        b"inf 0 0 1 300 1 1 1\nab",
+        None, [], 7, b"", b"\n", b"inf 0 0\n", b"nan 0 0 0\n", b"-1 0 0 0\n", b"inf 0 0 0 1 300 1\na",
+        b"inf 0 0 0 x 300 1 1\nab", b"inf 0 0 0 1 300 1 2\nab", b"inf 0 0 0 1 300 1 1\nabc", b"inf 0 1 0\n",
+        b"inf 0 0 1\n", b"inf 0 1 1 1\na", b"inf 0 -1 1 1\na", b"inf 0 1 -1 1\na", b"inf 0 0 0 1 300 1 1 1\nab",
+    )]
+    + [(CALLS.dead_letters(9, None), reply) for reply in (
+        None, 7, [7], [[]], [[b"a", b"1.5", b"body"] + [None] * 5], [[b"a", b"1.5", b"body"] + [None] * 7],
+        [[b"a", b"soon", b"body"] + [None] * 6], [[None, b"1.5", b"body"] + [None] * 6],
+        [[b"a", None, b"body"] + [None] * 6], [[b"a", b"1.5", 7] + [None] * 6], [[b"a", b"1.5", b"body"] + [7] * 6],
+    )]
+    + [(CALLS.count_dead_letters(), reply) for reply in (None, b"", [], b"many")]
+    + [(CALLS.requeue_dead_letters((), b"", 0), reply) for reply in (
+        None, 7, [1, 2], [2, 1, b"1.5"], [-1, 1, b"1.5"], [1, 2, b"now"], [1, 2, None], [[], 2, b"1.5"],
     )]
     + [(CALLS.sweep(300, SWEEP_ALL), reply) for reply in (
         None, b"", [0] * 5, [0, 0, 0, [], b"end", b"x"], [[], 0, 0, [], b"end", b"inf"], [0, 0, 0, [], None, b"inf"],
@@ -181,4 +222,6 @@ def test_damaged_answers(call: Any, reply: Any) -> None:
 
 def test_reads_are_known_as_such() -> None:
     """Only what changes nothing may be sent again after a lost answer."""
-    assert {script.name for script in scripts.ALL if script.reads_only} == {"stats", "state"}
+    assert {script.name for script in scripts.ALL if script.reads_only} == {
+        "stats", "state", "dead_letters", "count_dead_letters",
+    }  # fmt: skip

@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 
 from torrelque import TorrelqueTaskStatus, calls, scripts
-from torrelque.calls import Calls
+from torrelque.calls import Calls, GivingUp
 from torrelque.keys import Keys
 
 FILES = {
@@ -34,15 +34,21 @@ CALLS = Calls(Keys("q"))
 #: One call of each operation with two items, or with what it takes.
 SENT = {
     "enqueue": CALLS.enqueue([("a", b"x"), ("b", b"y")], 300, 0),
-    "dequeue": CALLS.dequeue(5, 300, [b"a", b"b"]),
+    "dequeue": CALLS.dequeue(5, 300, [b"a", b"b"], GivingUp(3, None, b"why")),
     "requeue": CALLS.requeue("a", 0, None),
-    "release": CALLS.release([("a", None)], TorrelqueTaskStatus.COMPLETED, 60),
+    "release": CALLS.release([("a", None)], TorrelqueTaskStatus.REJECTED, None),
     "extend": CALLS.extend("a", None, 300),
     "handback": CALLS.hand_back([(b"a", 1), (b"b", None)]),
     "sweep": CALLS.sweep(300, calls.SWEEP_ALL),
     "stats": CALLS.stats(),
     "state": CALLS.state(b"a"),
+    "dead_letters": CALLS.dead_letters(9, None),
+    "count_dead_letters": CALLS.count_dead_letters(),
+    "requeue_dead_letters": CALLS.requeue_dead_letters([b"a", b"b"], b"", 0),
+    "purge_dead_letters": CALLS.purge_dead_letters([b"a", b"b"], b"", 0),
 }
+#: Operations that are told where dead letters are.
+BURYING = {name for name, script in OPERATIONS.items() if b"KEYS[9]" in script.text}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -92,10 +98,10 @@ def test_reads_only_the_arguments_it_is_sent(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_keys_are_those_that_are_sent(name: str) -> None:
-    """Seven keys, and the sweep an eighth; each is of the queue."""
+    """Seven keys; the sweep has an eighth, and two more what has to do with dead letters; each is of the queue."""
     used = {int(number) for number in re.findall(r"KEYS\[(\d+)\]", FILES[name])}
     keys = SENT[name].keys
-    assert len(keys) == (8 if name == "sweep" else 7)
+    assert len(keys) == (8 if name == "sweep" else 9 if name in BURYING else 7)
     assert used <= set(range(1, len(keys) + 1))
     assert all(key.startswith(b"q:") for key in keys)
     assert FILES["head"].count("unpack(KEYS)") == 1

@@ -31,13 +31,20 @@ def _load(*parts: str, reads_only: bool = False) -> Script:
 
 
 ENQUEUE = _load("wake", "enqueue")
-DEQUEUE = _load("wake", "promote", "dequeue")
+DEQUEUE = _load("wake", "promote", "dead", "bury", "dequeue")
 REQUEUE = _load("wake", "settle", "requeue")
-RELEASE = _load("settle", "release")
+RELEASE = _load("settle", "dead", "bury", "release")
 EXTEND = _load("wake", "settle", "extend")
 HANDBACK = _load("handback")
 SWEEP = _load("promote", "sweep")
 STATS = _load("stats", reads_only=True)
 STATE = _load("state", reads_only=True)
+DEAD_LETTERS = _load("dead", "dead_letters", reads_only=True)
+COUNT_DEAD_LETTERS = _load("dead", "count_dead_letters", reads_only=True)
+REQUEUE_DEAD_LETTERS = _load("dead", "requeue_dead_letters")
+PURGE_DEAD_LETTERS = _load("dead", "purge_dead_letters")
 
-ALL = (ENQUEUE, DEQUEUE, REQUEUE, RELEASE, EXTEND, HANDBACK, SWEEP, STATS, STATE)
+ALL = (
+    ENQUEUE, DEQUEUE, REQUEUE, RELEASE, EXTEND, HANDBACK, SWEEP, STATS, STATE,
+    DEAD_LETTERS, COUNT_DEAD_LETTERS, REQUEUE_DEAD_LETTERS, PURGE_DEAD_LETTERS,
+)  # fmt: skip

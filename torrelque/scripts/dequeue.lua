@@ -1,17 +1,22 @@
 -- dequeue: move what is due to pending, then lease up to `wanted` tasks, the ids to adopt first.
 -- Only when pending runs short are the leases looked at that have ended: their tasks go to pending and on.
--- An id that is final, or leased already, is dropped. An id without a payload may belong to a producer that is
+-- A task that was delivered as often as it may be is given up here: this is where deliveries are counted, so those
+-- whose consumer died count too. An id that is final, or leased already, is dropped. An id without a payload may belong to a producer that is
 -- half-way (not every producer writes in one step): it waits in dequeueing for the sweep to see it twice.
--- ARGV    1 wake channel   2 horizon   3 wanted   4 default lease, seconds   5 bound on the ids touched;
+-- ARGV    1 wake channel   2 horizon   3 wanted   4 default lease, seconds   5 bound on the ids touched
+--         6 most deliveries of a task ('' = no limit)   7 milliseconds to keep the state of one that is given up
+--         ('' = it becomes a dead letter)   8 why, which becomes its result;
 --         then ids to adopt: a waiter was handed them, and they stand in dequeueing
 -- RETURNS one string, for a client written in Python takes as long for each part of an answer as Redis for a whole task.
 --         A line of numbers with spaces between: seconds until the next due or stale time ('inf' = none or not known),
---         1 = a bound was met (ask again), how many ids were dropped; for each task delivery number, lease, bytes of
---         its id, bytes of its payload; bytes of each dropped id. Then, end to end, what has these lengths
+--         1 = a bound was met (ask again), how many ids were dropped, how many were given up; for each task delivery number, lease, bytes of
+--         its id, bytes of its payload; bytes of each id that was dropped, then of
+--         each that was given up. Then, end to end, what has these lengths
 -- ATOMIC  all of it; a first write that only removes is granted by a server whose memory is full
 local wanted, default, bound = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local dropped, sheet, bodies = {}, { 'inf', 0, 0 }, {}
-local claimed, touched, bytes, met, soonest = 0, 0, 0, false, nil
+local limit, keep, reason = tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local dropped, given_up, sheet, bodies = {}, {}, { 'inf', 0, 0, 0 }, {}
+local claimed, touched, bytes, buried, met, soonest = 0, 0, 0, 0, false, nil
 local moment = stamp(now)
 local ends = {}
 redis.call('HLEN', tasks)
@@ -19,6 +24,19 @@ redis.call('ZCARD', working)
 redis.call('ZCARD', delayed)
 redis.call('LLEN', dequeueing)
 redis.call('LLEN', pending)
+
+-- End a task that is not to be delivered again.
+local function give_up(id, payload)
+  if keep == '' then
+    bury(id, payload, reason)
+  else
+    redis.call('HDEL', tasks, id)
+    write(id, 'status', '4', 'release_time', moment, 'result', reason)
+    redis.call('PEXPIRE', task .. ':' .. id, keep)
+  end
+  given_up[#given_up + 1] = id
+  buried = buried + #payload
+end
 
 -- Lease what was just taken out of a list. What is read and stored for all ids is so with one command.
 local function claim(ids)
@@ -29,6 +47,7 @@ local function claim(ids)
   for i, id in ipairs(ids) do
     local payload = payloads[i]
     local state = read(id, 'status', 'dequeue_count', 'timeout')
+    local count = whole(state[2]) + 1
     if is_final(state[1]) then
       redis.call('HDEL', tasks, id)
       dropped[#dropped + 1] = id
@@ -36,9 +55,11 @@ local function claim(ids)
       redis.call('LPUSH', dequeueing, id)
     elseif held[i] or leased[id] then
       dropped[#dropped + 1] = id
+    elseif limit and count > limit and count > limit + whole(read(id, 'forgiven')[1]) then
+      leased[id] = true
+      give_up(id, payload)
     else
       local seconds = lease(state[3], default)
-      local count = whole(state[2]) + 1
       if not ends[seconds] then
         local stale = now + seconds
         ends[seconds] = stamp(stale)
@@ -52,7 +73,7 @@ local function claim(ids)
         write(id, 'timeout', default)
       end
       local s, b = 4 * claimed, 2 * claimed
-      sheet[s + 4], sheet[s + 5], sheet[s + 6], sheet[s + 7] = count, seconds, #id, #payload
+      sheet[s + 5], sheet[s + 6], sheet[s + 7], sheet[s + 8] = count, seconds, #id, #payload
       bodies[b + 1], bodies[b + 2] = id, payload
       claimed = claimed + 1
       bytes = bytes + #payload
@@ -66,7 +87,7 @@ end
 -- The first few tell how large they are, and so how many more make an answer of a bearable length.
 local FEW, MAX_BYTES = 16, 4194304
 local function claim_pending()
-  while claimed < wanted and touched < bound and bytes < MAX_BYTES do
+  while claimed < wanted and touched < bound and bytes + buried < MAX_BYTES do
     local fit = bytes == 0 and FEW or math.ceil((MAX_BYTES - bytes) * claimed / bytes)
     local room = math.min(wanted - claimed, bound - touched, fit)
     local ids = redis.call('RPOP', pending, room)
@@ -87,7 +108,7 @@ local function promote_some(set, limit)
 end
 
 local adopted = {}
-for i = 6, #ARGV do
+for i = 9, #ARGV do
   if redis.call('LREM', dequeueing, 1, ARGV[i]) == 1 then
     adopted[#adopted + 1] = ARGV[i]
   end
@@ -97,7 +118,7 @@ if #adopted > 0 then
 end
 promote_some(delayed, math.floor(bound / 4))
 claim_pending()
-if claimed < wanted and touched < bound and bytes < MAX_BYTES then
+if claimed < wanted and touched < bound and bytes + buried < MAX_BYTES then
   promote_some(working, math.floor((bound - touched) / 2))
   claim_pending()
 end
@@ -105,12 +126,14 @@ wake(working, soonest, ARGV[1], ARGV[2])
 if claimed < wanted then
   sheet[1] = until_next()
 end
-if met or touched >= bound or bytes >= MAX_BYTES then
+if met or touched >= bound or bytes + buried >= MAX_BYTES then
   sheet[2] = 1
 end
-sheet[3] = #dropped
-for _, id in ipairs(dropped) do
-  sheet[#sheet + 1] = #id
-  bodies[#bodies + 1] = id
+sheet[3], sheet[4] = #dropped, #given_up
+for _, ids in ipairs({ dropped, given_up }) do
+  for _, id in ipairs(ids) do
+    sheet[#sheet + 1] = #id
+    bodies[#bodies + 1] = id
+  end
 end
 return table.concat(sheet, ' ') .. '\n' .. table.concat(bodies)
