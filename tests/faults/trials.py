@@ -13,7 +13,7 @@ from redis import Redis
 from support import Snapshot, snapshot
 from support.checkpoints import Cut, Way, until
 
-from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTimeoutError
+from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTaskStatus, TorrelqueTimeoutError
 
 
 @dataclass
@@ -156,6 +156,60 @@ async def release_many(stage: Stage) -> Trial:
     return Trial(lambda: stage.queue.release_many(held), whole)
 
 
+async def dequeue_giving_up(stage: Stage) -> Trial:
+    ids = ["a", "b"]
+    stage.queue.max_attempts, stage.queue.dead_letter = 2, True
+    await stage.queue.enqueue_many(ids, task_ids=ids)
+    stage.admin.hset(f"{stage.name}:task:a", "dequeue_count", 2)
+
+    def whole(cut: Cut, snap: Snapshot) -> bool:
+        before = cut.cancelled and not snap.dead and snap.pending[::-1] == ids
+        given_up = list(snap.dead) == ["a"] and snap.dead_payloads == {"a": b'"a"'}
+        after = given_up and (untouched(snap, "b") if cut.cancelled else list(snap.working) == ["b"])
+        return before or after
+
+    return Trial(lambda: stage.queue.dequeue(5), whole)
+
+
+async def release_as_a_dead_letter(stage: Stage) -> Trial:
+    task_id = await stage.working()
+    rejected = TorrelqueTaskStatus.REJECTED
+    return Trial(
+        lambda: stage.queue.release(task_id, status=rejected, dead_letter=True, strict=True),
+        lambda cut, snap: (
+            (list(snap.dead) == ["t"] and not snap.tasks)
+            or (cut.cancelled and not snap.dead and list(snap.working) == ["t"])
+        ),
+    )
+
+
+#: More than two scripts take.
+LETTERS = [f"{i:04}" for i in range(400)]
+
+
+def with_dead_letters(call: Callable[[Stage], Awaitable[Any]], moves: str = "") -> Callable[[Stage], Awaitable[Trial]]:
+    """Try a call on a queue of dead letters, which it leaves there, or some of them where it is cancelled.
+
+    :param moves: the place where they go
+    """
+
+    async def case(stage: Stage) -> Trial:
+        for task_id in LETTERS:
+            stage.admin.hset(f"{stage.name}:task:{task_id}", mapping={"status": 4, "enqueue_time": 1})
+        stage.admin.hset(f"{stage.name}:dead:payloads", mapping=dict.fromkeys(LETTERS, '"t"'))
+        stage.admin.zadd(f"{stage.name}:dead", {task_id: i for i, task_id in enumerate(LETTERS)})
+
+        def whole(cut: Cut, snap: Snapshot) -> bool:
+            left = list(snap.dead)
+            gone = snap.pending[::-1] if moves == "pending" else LETTERS[: len(LETTERS) - len(left)]
+            complete = len(left) == (0 if moves else len(LETTERS))
+            return gone + left == LETTERS and (cut.cancelled or complete)
+
+        return Trial(lambda: call(stage), whole)
+
+    return case
+
+
 async def extend(stage: Stage) -> Trial:
     task_id = await stage.working(task_timeout=100)
     return Trial(
@@ -247,10 +301,16 @@ CASES: dict[str, Callable[[Stage], Awaitable[Trial]]] = {
         case.__name__: case
         for case in (
             enqueue, enqueue_delayed, enqueue_many, dequeue_what_comes, requeue, requeue_delayed, release,
-            release_with_result, release_many, extend, get_task_state, get_queue_stats, watch, sweep, run_sweep, lease,
+            release_with_result, release_as_a_dead_letter, release_many, dequeue_giving_up, extend, get_task_state,
+            get_queue_stats, watch, sweep, run_sweep, lease,
             session, session_busy,
         )
     },
+    "dead_letters": with_dead_letters(lambda stage: stage.queue.dead_letters(1000)),
+    "count_dead_letters": with_dead_letters(lambda stage: stage.queue.count_dead_letters()),
+    "requeue_dead_letters": with_dead_letters(lambda stage: stage.queue.requeue_dead_letters(), "pending"),
+    "requeue_dead_letters_by_id": with_dead_letters(lambda stage: stage.queue.requeue_dead_letters(LETTERS), "pending"),
+    "purge_dead_letters": with_dead_letters(lambda stage: stage.queue.purge_dead_letters(), "nowhere"),
     "dequeue": dequeues(),
     "dequeue_in_time": dequeues(5),
     "dequeue_many": dequeues(5, takes=2, max_tasks=2),

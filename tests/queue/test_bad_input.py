@@ -61,6 +61,21 @@ NO_TASK_IDS = ["", "x" * 129, "é" * 65, "a\0b", "a\nb", "a\rb", "\x7f", "\x85",
 NO_STRINGS = [b"id", 1, 0, None, True, ["id"], ("id",), object(), Mute()]
 NO_NEW_TASK_IDS = [*NO_TASK_IDS, "a b", "a:b", "a/b", "é", "*", "{a}", "a\n", "\uff12"]
 NO_STATUSES = [*TorrelqueTaskStatus][:3]
+NO_FLAGS = [None, 0, 1, "", "True", b"", [], object(), Mute()]
+NO_CURSORS = [
+    "",
+    "a",
+    "/a",
+    "1/a",
+    "1.5/a",
+    "nan/a",
+    "1.000000",
+    "1.000000/",
+    "-1.000000/a",
+    "1.000000/a\0",
+    "(1.000000/a",
+]
+NO_CURSORS += ["1.000000\n/a", "\u0661.000000/a", "1e5.000000/a", "1" * 13 + ".000000/a"]
 STATUS_JUNK = [None, 99, 0, 1, 2, -1, "completed", "COMPLETED", True, 3.0, Mute(), 10**5000]
 
 
@@ -111,6 +126,24 @@ CASES = [
     Case("release", "task_id", lambda q, v, **p: q.release(v, **p), *ID),
     Case("release", "result_ttl", lambda q, v, **p: q.release(HELD, result=1, result_ttl=v, **p), *LEASE),
     Case("release", "status", lambda q, v, **p: q.release(HELD, status=v, **p), NO_STATUSES, STATUS_JUNK),
+    # True is no junk, but does not go with the status that is the default.
+    Case("release", "dead_letter", lambda q, v, **p: q.release(HELD, dead_letter=v, **p), [True], NO_FLAGS),
+    Case("dead_letters", "limit", lambda q, v: q.dead_letters(v), [0, -1, -(10**5000)], [*NO_NUMBERS, 1.5, None]),
+    Case("dead_letters", "max_bytes", lambda q, v: q.dead_letters(max_bytes=v), [0, -1], [*NO_NUMBERS, 1.5, 1.0]),
+    Case(
+        "dead_letters", "after", lambda q, v: q.dead_letters(after=v), NO_CURSORS,
+        [value for value in NO_STRINGS if value is not None],
+    ),
+    *(
+        Case(
+            what, "task_ids", call, [[HELD, value] for value in NO_TASK_IDS],
+            ["ab", b"ab", 5, True, object(), Mute(), *([HELD, value] for value in NO_STRINGS)],
+        )
+        for what, call in (
+            ("requeue_dead_letters", lambda q, v: q.requeue_dead_letters(v)),
+            ("purge_dead_letters", lambda q, v: q.purge_dead_letters(v)),
+        )
+    ),
     Case(
         "release_many", "task_ids", lambda q, v: q.release_many(v), [[HELD, value] for value in NO_TASK_IDS],
         ["ab", b"ab", None, 5, True, object(), Mute(), *([HELD, value] for value in NO_STRINGS)],
@@ -229,6 +262,28 @@ async def test_default_that_is_bad_is_named(open_queue: Any, admin: redis.Redis)
         judge(await refusal(queue.run_sweep), ValueError, "interval")
         queue.linger = -1
         judge(await refusal(queue.get_queue_stats), ValueError, "linger")
+        assert commands(admin) == before
+
+
+async def test_limit_that_is_bad_is_named(open_queue: Any, admin: redis.Redis) -> None:
+    """A nonsensical limit on deliveries, or one whose reason cannot be written, is told to whoever dequeues."""
+    as_it_is = TorrelqueTaskSerialiser(lambda body: body, bytes)
+    async with open_queue() as queue, open_queue(serialiser=as_it_is) as picky:
+        await queue.get_queue_stats()
+        before = commands(admin)
+        for attempts in (0, -1, 1_000_001, 10**5000):
+            queue.max_attempts = attempts
+            judge(await refusal(queue.dequeue, 0), ValueError, "max_attempts")
+        for attempts in (*NO_NUMBERS, 1.5, math.nan):
+            queue.max_attempts = attempts
+            judge(await refusal(queue.dequeue, 0), TypeError, "max_attempts")
+        queue.max_attempts, queue.result_ttl = 3, "3600"
+        judge(await refusal(queue.dequeue, 0), TypeError, "result_ttl")
+        for dead_letter in NO_FLAGS:
+            queue.dead_letter = dead_letter
+            judge(await refusal(queue.dequeue, 0), TypeError, "dead_letter")
+        picky.max_attempts = 3
+        judge(await refusal(picky.dequeue, 0), TypeError, "max_attempts")
         assert commands(admin) == before
 
 
@@ -696,6 +751,9 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "task_ids": st.integers() | st.text() | st.lists(BAD_IDS, min_size=3),
     "results": st.integers() | st.floats() | st.lists(st.integers(), min_size=3),
     "tasks": st.integers() | st.floats() | st.none(),
+    "dead_letter": JUNK.filter(lambda value: value is not False) | st.integers() | st.none(),
+    "limit": JUNK | st.integers(max_value=0) | st.floats(),
+    "after": BAD_IDS | st.binary() | st.integers() | st.text(),
     "status": JUNK | st.integers().filter(lambda value: value not in {3, 4}) | st.floats() | st.none(),
 }
 

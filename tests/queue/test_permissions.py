@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from support import Server
 
-from torrelque import TorrelqueTaskStatus
+from torrelque import TorrelqueTaskStatus, TorrelqueTimeoutError
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +51,25 @@ async def test_the_documented_permissions_are_enough(open_queue: Any, admin: Red
         task_id, _ = await queue.dequeue(5)
         assert await queue.release_many([task_id]) == [None]
         await queue.sweep()
+        queue.max_attempts = 1
+        for buried in (True, False):
+            queue.dead_letter = buried
+            await queue.enqueue("fails")
+            task_id, _ = await queue.dequeue(5)
+            await queue.requeue(task_id, strict=True)
+            with pytest.raises(TorrelqueTimeoutError):
+                await queue.dequeue(0)
+        await queue.enqueue("rejected")
+        task_id, _ = await queue.dequeue(5)
+        await queue.release(task_id, status=TorrelqueTaskStatus.REJECTED, dead_letter=True, strict=True)
+        first, second = await queue.dead_letters()
+        assert await queue.dead_letters(after=first.cursor) == [second]
+        assert await queue.requeue_dead_letters([first.task_id]) == 1
+        assert await queue.dead_letters(after=first.cursor) == [second]
+        task_id, _ = await queue.dequeue(5)
+        await queue.release(task_id, strict=True)
+        assert await queue.purge_dead_letters() == 1
+        assert await queue.count_dead_letters() == 0
         assert (await queue.get_task_state(fourth)).result == "r"
         assert (await queue.get_queue_stats()).tasks == 0
     refused = {entry["object"] for entry in admin.acl_log() if entry["username"] == user}

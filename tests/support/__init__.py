@@ -102,7 +102,8 @@ return {
   redis.call('LRANGE', q .. ':pending', 0, -1), redis.call('LRANGE', q .. ':dequeueing', 0, -1),
   redis.call('ZRANGE', q .. ':working', 0, -1, 'WITHSCORES'),
   redis.call('ZRANGE', q .. ':delayed', 0, -1, 'WITHSCORES'), redis.call('HGETALL', q .. ':tasks'), states,
-  redis.call('TIME')
+  redis.call('TIME'), redis.call('ZRANGE', q .. ':dead', 0, -1, 'WITHSCORES'),
+  redis.call('HGETALL', q .. ':dead:payloads')
 }
 """
 
@@ -111,7 +112,7 @@ STATUS_OF_PLACE = {"pending": b"0", "dequeueing": b"0", "working": b"1", "delaye
 
 @dataclass
 class Snapshot:
-    """Everything about the live tasks of a queue, at one moment."""
+    """Everything about the live tasks of a queue, and what is dead, at one moment."""
 
     pending: list[str]
     dequeueing: list[str]
@@ -121,6 +122,8 @@ class Snapshot:
     states: dict[str, dict[str, bytes]]
     ttls: dict[str, int]
     now: float
+    dead: dict[str, float]
+    dead_payloads: dict[str, bytes]
 
     def places(self) -> dict[str, list[str]]:
         """Where each id stands, by place."""
@@ -141,6 +144,8 @@ class Snapshot:
                 assert self.states[task_id].get("status") == STATUS_OF_PLACE[place], f"{task_id} in {place}"
                 assert "enqueue_time" in self.states[task_id]
                 assert self.ttls[task_id] == -1, "a live task's state would expire"
+        assert set(self.dead) == set(self.dead_payloads), "dead letters and their payloads differ"
+        assert not set(self.dead) & set(self.tasks), "a task is alive and dead"
 
 
 def _pairs(flat: list[bytes]) -> list[tuple[str, bytes]]:
@@ -149,7 +154,7 @@ def _pairs(flat: list[bytes]) -> list[tuple[str, bytes]]:
 
 def snapshot(admin: redis.Redis, queue: str) -> Snapshot:
     """Read a queue in one script."""
-    pending, dequeueing, working, delayed, tasks, states, now = admin.eval(_DUMP, 0, queue)
+    pending, dequeueing, working, delayed, tasks, states, now, dead, dead_payloads = admin.eval(_DUMP, 0, queue)
     return Snapshot(
         pending=[task_id.decode() for task_id in pending],
         dequeueing=[task_id.decode() for task_id in dequeueing],
@@ -159,6 +164,8 @@ def snapshot(admin: redis.Redis, queue: str) -> Snapshot:
         states={task_id.decode(): dict(_pairs(fields)) for task_id, fields, _ in states},
         ttls={task_id.decode(): ttl for task_id, _, ttl in states},
         now=int(now[0]) + int(now[1]) / 1e6,
+        dead={task_id: float(score) for task_id, score in _pairs(dead)},
+        dead_payloads=dict(_pairs(dead_payloads)),
     )
 
 

@@ -14,6 +14,7 @@ from anyio import CancelScope, create_task_group
 
 from torrelque import (
     Torrelque,
+    TorrelqueDeadLetter,
     TorrelqueDecodeError,
     TorrelqueEnqueuedId,
     TorrelqueError,
@@ -49,6 +50,8 @@ class Quick(Torrelque):
     task_timeout = 5
     sweep_interval = 1.5
     result_ttl = 60
+    max_attempts = 3
+    dead_letter = True
 
 
 async def enter() -> None:
@@ -127,6 +130,22 @@ async def look(queue: Torrelque, task_id: str) -> None:
         assert_type(seen, TorrelqueTaskState)
     stale, due, undequeued = await queue.sweep()
     assert_type(stale + due + undequeued, int)
+
+
+async def dead_letters(queue: Torrelque, task_id: TorrelqueTaskId) -> None:
+    """What was given up is read, requeued and purged; without a limit nothing is."""
+    queue.max_attempts = None
+    queue.dead_letter = False
+    await queue.release(task_id, status=TorrelqueTaskStatus.REJECTED, result="why", dead_letter=True)
+    letters = await queue.dead_letters()
+    assert_type(letters, list[TorrelqueDeadLetter])
+    assert_type(letters[0].task_id, str)
+    assert_type(letters[0].last_dequeue_time, float | None)
+    await queue.dead_letters(1, after=letters[0].cursor, max_bytes=5)
+    assert_type(await queue.count_dead_letters(), int)
+    assert_type(await queue.requeue_dead_letters(), int)
+    assert_type(await queue.purge_dead_letters(letter.task_id for letter in letters), int)
+    await queue.dead_letters(after=letters[0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a misuse that must be found
 
 
 async def sweep(queue: Torrelque) -> None:
