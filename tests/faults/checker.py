@@ -104,16 +104,16 @@ def take(admin: redis.Redis, queue: str) -> Final:
     snap = snapshot(admin, queue)
     final = Final(snap.places(), {task_id: digest(body) for task_id, body in snap.tasks.items()})
     final.faults += partition(final.places, set(snap.tasks), {i: f.get("status") for i, f in snap.states.items()})
-    named = {f"{queue}:{place}" for place in (*STATUS_OF_PLACE, "tasks")}
+    named = {f"{queue}:{place}" for place in (*STATUS_OF_PLACE, "tasks", "dead", "dead:payloads")}
     prefix, keys = f"{queue}:task:", [key.decode() for key in admin.scan_iter(f"{queue}:*", count=1000)]
     states = [key for key in keys if key.startswith(prefix) and key.removeprefix(prefix) not in snap.tasks]
     final.leftovers += [key for key in keys if not key.startswith(prefix) and key not in named]
     for start in range(0, len(states), 1000):
-        _read_states(admin, prefix, states[start : start + 1000], final)
+        _read_states(admin, prefix, states[start : start + 1000], set(snap.dead), final)
     return final
 
 
-def _read_states(admin: redis.Redis, prefix: str, keys: list[str], final: Final) -> None:
+def _read_states(admin: redis.Redis, prefix: str, keys: list[str], dead: set[str], final: Final) -> None:
     pipe = admin.pipeline(transaction=False)
     for key in keys:
         pipe.hget(key, "status")
@@ -123,7 +123,7 @@ def _read_states(admin: redis.Redis, prefix: str, keys: list[str], final: Final)
         task_id, name = key.removeprefix(prefix), _FINAL.get((status or b"").decode())
         if name is None:
             final.faults.append(Violation("leak", task_id, f"a state of status {status!r} without a payload"))
-        elif ttl <= 0:
+        elif ttl <= 0 and task_id not in dead:
             final.faults.append(Violation("leak", task_id, f"a final state that never expires (TTL {ttl})"))
         else:
             final.results[task_id] = name
