@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import redis
-from faults.history import APPLIED, FAIL, OK, UNKNOWN, Call, Event, History, digest
+from faults.history import APPLIED, FAIL, NOT_DONE, OK, REFUSALS, UNKNOWN, Call, Event, History, digest
 from support import STATUS_OF_PLACE, snapshot
 
 _SECOND = 1_000_000_000
@@ -32,7 +32,7 @@ class Allowances:
     :ivar results_kept: each release keeps a result beyond the run, so that no id is ever enqueued anew
     :ivar hands_back: a worker's death gives its tasks back at once (a stream with ``DISCONNECT_POLICY_REQUEUE``)
     :ivar rollback: the server may forget what it acknowledged (a failover, a power cut without fsync): loss, releases
-        undone and tokens given twice are counted only
+        undone, tokens given twice and forgotten extensions are counted only
     """
 
     lease: float = 300
@@ -169,6 +169,8 @@ class _Settle:
     invoked: int
     completed: float
     lease: float | None
+    #: It was told that the task is not its caller's.
+    refused: bool
 
 
 @dataclass(slots=True)
@@ -231,11 +233,15 @@ def _add_enqueues(tasks: dict[str, _Task], call: Call) -> None:
 
 
 def _add_settles(tasks: dict[str, _Task], call: Call) -> None:
-    verdicts = call.value if call.outcome == OK and call.value else [APPLIED] * len(call.args)
+    verdicts = call.value if call.value and call.outcome != UNKNOWN else [APPLIED] * len(call.args)
+    if len(verdicts) != len(call.args) or (call.outcome == FAIL and verdicts[0] not in REFUSALS):
+        verdicts = [NOT_DONE] * len(call.args)  # the words of an error
     for (task_id, token), said in zip(call.args, verdicts, strict=True):
-        outcome = {APPLIED: OK, UNKNOWN: UNKNOWN}.get(said, FAIL) if call.outcome == OK else call.outcome
+        outcome = {APPLIED: call.outcome, UNKNOWN: UNKNOWN}.get(said, FAIL)
         lease = call.more.get("lease")
-        tasks[task_id].settles.append(_Settle(call.op, token, outcome, call.invoked, _end(call), lease))
+        tasks[task_id].settles.append(
+            _Settle(call.op, token, outcome, call.invoked, _end(call), lease, said in REFUSALS)
+        )
 
 
 class _Doubt:
@@ -295,6 +301,7 @@ class _Judge:
                 self._judge_end(task_id, task)
                 self._judge_tokens(task_id, task)
                 self._judge_settles(task_id, task)
+                self._judge_refusals(task_id, task)
         for task_id in self._live | self._final.results.keys():
             if task_id not in self._tasks:
                 self._broken("unexpected", task_id, "is in the queue, and nobody enqueued it")
@@ -389,7 +396,7 @@ class _Judge:
         self._findings.counts["unseen claims"] += max(0, unseen)
         if unseen > 0 and not self._doubt.within(since, after.completed):
             text = f"delivery {after.token} follows {seen}, and no claim lost its answer meanwhile"
-            self._broken("unseen claim", task_id, text)
+            self._broken("unseen claim", task_id, text, by_rollback=True)
 
     def _judge_reason(self, task_id: str, task: _Task, before: _Delivery, claimed: float, after: _Delivery) -> None:
         own = [s for s in task.settles if s.token in (before.token, None) and s.invoked < after.completed]
@@ -402,7 +409,7 @@ class _Judge:
         if after.completed < self._lease_end(task, own, claimed) - self._allowed.tolerance * _SECOND:
             held = (after.completed - before.completed) / _SECOND
             text = f"delivery {after.token} to {after.process} {held:.3f} s after {before.token} to {before.process}"
-            self._broken("unexplained", task_id, text)
+            self._broken("unexplained", task_id, text, by_rollback=True)
         elif after.token == (before.token or 0) + 1:
             ended = self._lease_end(task, own, before.completed)
             self._findings.recoveries.append(max(0.0, (after.completed - ended) / _SECOND))
@@ -431,6 +438,20 @@ class _Judge:
             if newest > settle.token:
                 text = f"{settle.op} by token {settle.token} was applied after delivery {newest} had come"
                 self._broken("stale", task_id, text)
+
+    def _judge_refusals(self, task_id: str, task: _Task) -> None:
+        """Who holds a task, for sure, is not told otherwise."""
+        claims = {delivery.token: max(task.began, delivery.invoked) for delivery in task.deliveries}
+        for settle in task.settles:
+            if not settle.refused or settle.token not in claims:
+                continue
+            own = [s for s in task.settles if s.token in (settle.token, None) and s.invoked < settle.completed]
+            ended = any(other.op != "extend" and other.outcome != FAIL for other in own)
+            sure = self._lease_end(task, own, claims[settle.token]) - self._allowed.tolerance * _SECOND
+            if not ended and settle.completed < sure:
+                self._broken(
+                    "refused", task_id, f"{settle.op} by token {settle.token}, which held it", by_rollback=True
+                )
 
     def _judge_final(self) -> None:
         """I3, I14: the queue itself."""

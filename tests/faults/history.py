@@ -52,6 +52,8 @@ from torrelque import (
 VERDICTS = APPLIED, UNKNOWN_TASK, NOT_WORKING, LEASE_LOST, NOT_DONE = (
     "applied", "unknown task", "not working", "lease lost", "not done",
 )  # fmt: skip
+#: The verdicts that say that the task is not the caller's.
+REFUSALS = (UNKNOWN_TASK, NOT_WORKING, LEASE_LOST)
 #: The outcomes of a call. ``fail`` says that it surely had no effect.
 OUTCOMES = OK, FAIL, UNKNOWN = "ok", "fail", "unknown"
 #: An ``enqueue_many`` of more is sent in portions, of which the first may be stored when a later one fails.
@@ -275,7 +277,7 @@ def merge(paths: Iterable[Path]) -> History:
 
 
 __all__ = [
-    "APPLIED", "FAIL", "LEASE_LOST", "NOT_DONE", "NOT_WORKING", "OK", "OUTCOMES", "UNKNOWN", "UNKNOWN_TASK", "VERDICTS",
-    "Call", "Event", "Execution", "History", "Recorder", "digest", "merge", "outcome", "read", "verdict",
-    "wire_verdict",
+    "APPLIED", "FAIL", "LEASE_LOST", "NOT_DONE", "NOT_WORKING", "OK", "OUTCOMES", "REFUSALS", "UNKNOWN",
+    "UNKNOWN_TASK", "VERDICTS", "Call", "Event", "Execution", "History", "Recorder", "digest", "merge", "outcome",
+    "read", "verdict", "wire_verdict",
 ]  # fmt: skip

@@ -171,8 +171,8 @@ def test_peer() -> None:
 def test_lost() -> None:
     """Accepted, and neither done nor there."""
     assert Story().enqueue(0).kinds() == ["lost"]
-    assert Story().enqueue(0).deliver(1, 1).settle(1.1, "release", 1, how=FAIL, value=[NOT_WORKING]).kinds() == ["lost"]
-    assert Story().enqueue(0).deliver(1, 1).settle(1.1, "release", 1, value=[NOT_WORKING]).kinds() == ["lost"]
+    assert Story().enqueue(0).deliver(1, 1).settle(4, "release", 1, how=FAIL, value=[NOT_WORKING]).kinds() == ["lost"]
+    assert Story().enqueue(0).deliver(1, 1).settle(4, "release", 1, value=[NOT_WORKING]).kinds() == ["lost"]
     findings = Story().enqueue(0).check(rollback=True)
     assert (findings.violations, findings.counts["lost"]) == ([], 1)
 
@@ -204,7 +204,7 @@ def test_payload() -> None:
 
 def test_after_finality() -> None:
     """Delivered once more after its release, or in the queue."""
-    story = done().deliver(4, 2, "w2").settle(4.1, "release", 2, "w2", FAIL, [NOT_WORKING])
+    story = done().deliver(4, 2, "w2")
     assert story.kinds() == ["after finality"]
     story = done()
     story.final.places["pending"] = ["t"]
@@ -219,7 +219,7 @@ def test_unexplained() -> None:
     # That another worker died, or that this one was to die, is no reason; nor is a requeue that was refused.
     assert story.event(1.1, "kill", "w3").event(1.1, "kill", "w1").kinds() == ["unexplained"]
     assert story.kinds(hands_back=True) == []
-    assert story.settle(1.1, "requeue", 2, "w1", FAIL, [LEASE_LOST]).kinds(lease=3) == ["unexplained"]
+    assert story.settle(1.1, "requeue", 1, "w1", FAIL, "TorrelqueUnavailableError").kinds() == ["unexplained"]
 
 
 def test_unseen_claim() -> None:
@@ -257,6 +257,18 @@ def test_late_reason() -> None:
     """A requeue that was asked for after the next delivery does not explain it."""
     story = Story().enqueue(0).deliver(1, 1).deliver(2, 2, "w2").settle(2.5, "requeue", 1, how=UNKNOWN)
     assert story.settle(2.6, "release", 2, "w2").kinds() == ["unexplained"]
+
+
+def test_refused() -> None:
+    """Who held the task for sure was told that it did not; after its end, or beyond its lease, that is right."""
+    story = Story().enqueue(0).deliver(1, 1).settle(1.5, "release", 1, how=FAIL, value=[NOT_WORKING])
+    assert story.settle(1.6, "release", 1).kinds() == ["refused"]
+    story = Story().enqueue(0).deliver(1, 1).settle(3.1, "extend", 1, value=[LEASE_LOST]).settle(3.2, "release", 1)
+    assert story.kinds(lease=5) == ["refused"]
+    assert story.kinds() == []
+    assert done().settle(1.6, "release", 1, how=FAIL, value=[NOT_WORKING]).kinds() == []
+    story = Story().enqueue(0).deliver(1, 1).settle(1.1, "release", 1, how=FAIL, value="TorrelqueUnavailableError")
+    assert story.settle(1.2, "release", 1).kinds() == []
 
 
 def test_leaks() -> None:

@@ -17,6 +17,8 @@ class Standstill:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        #: The longest of them.
+        self.longest = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._count, daemon=True)
 
@@ -27,6 +29,7 @@ class Standstill:
             gap = now - last - _TICK
             if gap > _PATIENCE:
                 self.seconds += gap
+                self.longest = max(self.longest, gap)
             last = now
 
     @classmethod
