@@ -85,6 +85,10 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 )  # fmt: skip
 @_many("listen", "HOST:PORT (port 0: any) or unix:PATH; may be given again.", default=(DEFAULT_LISTEN,))
 @_option("redis", "Use this Redis or Valkey (also --url before the command); without it one is started.")
+@_option(
+    "durability", "Where a write is when it is acknowledged: memory, disk, replicas:N or disk+replicas:N.",
+    default=_DEFAULTS.durability,
+)  # fmt: skip
 @_option("data-dir", "Where the one that is started keeps its data.  [default: the state directory of the user]")
 @_many("queue", "Glob of queues that are served; may be given again.", default=("*",))
 @_option("default-queue", "The queue of requests that name none.", default="trq")

@@ -18,6 +18,7 @@ from torrelque import (
     TorrelqueFullError,
     TorrelqueLeaseLostError,
     TorrelqueLookupError,
+    TorrelqueNotDurableError,
     TorrelqueNotificationsError,
     TorrelqueNotWorkingError,
     TorrelqueRedisError,
@@ -145,6 +146,10 @@ TABLE: list[tuple[type[BaseException], grpc.StatusCode, str, str, float | None]]
     (
         TorrelqueUnavailableError, StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE",
         "the storage cannot be reached, nothing was changed: try again", RETRY_AFTER,
+    ),
+    (
+        TorrelqueNotDurableError, StatusCode.UNKNOWN, "OUTCOME_UNKNOWN",
+        "the call took effect, but is not stored as safely as this server promises: a failover may undo it", None,
     ),
     (
         TorrelqueUnknownOutcomeError, StatusCode.UNKNOWN, "OUTCOME_UNKNOWN",

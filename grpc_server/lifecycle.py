@@ -23,7 +23,7 @@ from .health import Health
 from .house import Drain, House
 from .limits import Limits
 from .metrics import Metrics
-from .queues import Queues, open_client
+from .queues import Queues, open_storage
 from .rpcs import SERVICES, add_all
 from .settings import Address, Settings, SettingsError
 from .tls import Certificates
@@ -62,10 +62,10 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
     metrics = Metrics()
     async with (
         storage(settings) as url,
-        open_client(url, settings.max_queues) as client,
+        open_storage(url, settings) as store,
         anyio.create_task_group() as group,
     ):
-        queues = Queues(client, settings, group)
+        queues = Queues(store, settings, group)
         limits = Limits(settings)
         metrics.watch_in_flight(limits.in_flight)
         house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
@@ -82,7 +82,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
             try:
                 await health.begin()
                 async with anyio.create_task_group() as chores:
-                    chores.start_soon(health.run, client)
+                    chores.start_soon(health.run, store)
                     chores.start_soon(queues.run_leaving)
                     chores.start_soon(_refresh, authority)
                     await queues.entry(settings.default_queue)

@@ -6,15 +6,15 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import anyio
 from anyio.abc import TaskGroup
 
-from torrelque import Torrelque, TorrelqueTaskSerialiser
+from torrelque import Torrelque, TorrelqueDurability, TorrelqueTaskSerialiser
 
 from .errors import Refused, StatusCode, too_many
-from .settings import Settings
+from .settings import SEVERAL, Settings
 
 logger = logging.getLogger("torrelque.server")
 
@@ -63,8 +63,8 @@ class Entry:
 class Queues:
     """Hands out entered queues by name. Whether the caller may use one is not for this to say."""
 
-    def __init__(self, client: Any, settings: Settings, group: TaskGroup) -> None:
-        self._client = client
+    def __init__(self, storage: Storage, settings: Settings, group: TaskGroup) -> None:
+        self._storage = storage
         self._settings = settings
         self._group = group
         self._entries: dict[str, Entry] = {}
@@ -92,7 +92,7 @@ class Queues:
         return entry
 
     def _build(self, name: str) -> Torrelque:
-        queue = Torrelque(self._client, queue=name, serialiser=AS_THEY_ARE)
+        queue = self._storage.queue(name)
         queue.task_timeout = self._settings.task_timeout
         queue.result_ttl = self._settings.result_ttl
         queue.sweep_interval = self._settings.sweep_interval
@@ -142,13 +142,54 @@ class Queues:
             self._leave(name)
 
 
+class Storage(Protocol):
+    """Where all queues of a server are."""
+
+    def queue(self, name: str) -> Torrelque:
+        """Make a queue, not entered yet."""
+        ...
+
+    async def ping(self) -> object:
+        """Ask whether it serves."""
+        ...
+
+
+class _One:
+    """One Redis, over connections of one client that all queues share."""
+
+    def __init__(self, client: Any, durability: TorrelqueDurability) -> None:
+        self._client = client
+        self._durability = durability
+        self.ping = client.ping
+
+    def queue(self, name: str) -> Torrelque:
+        return Torrelque(self._client, queue=name, serialiser=AS_THEY_ARE, durability=self._durability)
+
+
+class _Several:
+    """A Redis that moves: each queue finds its primary, and has connections of its own."""
+
+    def __init__(self, url: str, durability: TorrelqueDurability, probe: Torrelque) -> None:
+        self._url = url
+        self._durability = durability
+        self.ping = probe.get_queue_stats
+
+    def queue(self, name: str) -> Torrelque:
+        return Torrelque.from_url(self._url, queue=name, serialiser=AS_THEY_ARE, durability=self._durability)
+
+
 @contextlib.asynccontextmanager
-async def open_client(url: str, queues: int) -> AsyncIterator[Any]:
-    """Open the client that all queues share; a number of connections in the URL goes before ours."""
+async def open_storage(url: str, settings: Settings) -> AsyncIterator[Storage]:
+    """Open what all queues share; a number of connections in the URL goes before ours."""
+    if url.startswith(SEVERAL):
+        async with Torrelque.from_url(url, queue=settings.default_queue) as probe:
+            yield _Several(url, settings.durable, probe)
+        return
     from redis.asyncio import Redis
 
-    client = Redis.from_url(url, socket_connect_timeout=5, max_connections=_OTHERS + _EACH * queues)
+    connections = _OTHERS + _EACH * settings.max_queues
+    client = Redis.from_url(url, socket_connect_timeout=5, max_connections=connections)
     try:
-        yield client
+        yield _One(client, settings.durable)
     finally:
         await client.aclose()

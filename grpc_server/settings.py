@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from torrelque import Torrelque, TorrelqueDurability, TorrelqueValueError
+
 #: Where a server listens when nothing else is said.
 DEFAULT_LISTEN = "127.0.0.1:50051"
 MIB = 1 << 20
@@ -21,7 +23,10 @@ _CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 _GLOB = re.compile(r"[A-Za-z0-9_.:{}*?\[\]!-]{1,128}", re.ASCII)
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _DAY = 86_400.0
+#: How a URL begins that names several servers.
+SEVERAL = ("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://")
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_DURABILITY = re.compile(r"memory|(?P<disk>disk)?(?:(?(disk)\+)replicas:(?P<replicas>[1-9][0-9]{0,2}))?", re.ASCII)
 
 
 class SettingsError(ValueError):
@@ -80,6 +85,9 @@ class Settings:
     """Addresses: ``HOST:PORT``, port 0 for any that is free, or ``unix:PATH``."""
     redis: str | None = field(default=None, repr=False)  # it may hold a password
     """URL of the Redis or Valkey to use; without it an embedded Valkey is started."""
+    durability: str = "memory"
+    """Where a write is when it is acknowledged: ``memory`` of the primary, ``disk``, ``replicas:N`` (in the memories of
+    so many as well) or ``disk+replicas:N`` (on their disks as well)."""
     data_dir: str | None = None
     """Where the embedded Valkey keeps its data; ``None`` is a temporary directory."""
     queues: tuple[str, ...] = ("*",)
@@ -151,6 +159,7 @@ class Settings:
         _check_listen(self.addresses)
         if self.redis is not None:
             _check_redis(self.redis)
+        _read_durability(self.durability)
         if not _CONTENT_TYPE.fullmatch(self.content_type):
             raise SettingsError(f"content_type must be 1 to 255 characters of ASCII: {self.content_type!r:.80}")
         for glob in self.queues:
@@ -185,6 +194,11 @@ class Settings:
             )
         if self.auth_file and open_to_all and not self.tls_cert:
             raise SettingsError("auth_file needs TLS beyond loopback: tokens would be readable on the network")
+
+    @property
+    def durable(self) -> TorrelqueDurability:
+        """The durability of all queues."""
+        return _read_durability(self.durability)
 
     @property
     def addresses(self) -> list[Address]:
@@ -234,8 +248,11 @@ def _check_redis(url: str) -> None:
     """Let the client's own parser judge. What it says stays here: it may quote a part of the password."""
     from redis.asyncio.connection import parse_url
 
+    if url.startswith(SEVERAL):
+        _check_several(url)
+        return
     if not url.startswith(_REDIS_SCHEMES):
-        raise SettingsError(f"redis must be a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+        raise SettingsError(f"redis must be a URL that begins with {', '.join((*_REDIS_SCHEMES, *SEVERAL))}")
     try:
         known, parts = parse_url(url), urlsplit(url)
         if url.startswith("unix:"):
@@ -246,6 +263,21 @@ def _check_redis(url: str) -> None:
         usable = False
     if not usable:
         raise SettingsError("redis must be a URL as redis://HOST:PORT/DB or unix://PATH, and this one cannot be used")
+
+
+def _check_several(url: str) -> None:
+    try:
+        Torrelque.from_url(url)
+    except TorrelqueValueError as error:
+        raise SettingsError(f"redis: {error}") from None
+
+
+def _read_durability(text: str) -> TorrelqueDurability:
+    found = _DURABILITY.fullmatch(text) if isinstance(text, str) and text else None
+    replicas = int(found["replicas"] or 0) if found else 0
+    if found is None or replicas > 100:
+        raise SettingsError(f"durability must be memory, disk, replicas:N or disk+replicas:N, N 1 to 100: {text!r:.80}")
+    return TorrelqueDurability(replicas=replicas, fsync=bool(found["disk"]))
 
 
 def _is_host(text: str) -> bool:

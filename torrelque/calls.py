@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from . import scripts
 from .errors import TorrelqueUnknownOutcomeError
 from .keys import Keys
-from .model import SweepReport, TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskStatus
+from .model import SweepReport, TorrelqueDurability, TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskStatus
 
 R = TypeVar("R")
 
@@ -83,6 +83,42 @@ class Call(Generic[R]):
             return self.parse(reply)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise damaged() from error
+
+
+@dataclass(frozen=True, slots=True)
+class Assurance:
+    """What is said after writes, so that their answers mean more than that they are in the memory of the primary."""
+
+    commands: tuple[tuple[bytes, ...], ...]
+    """The last one waits; it counts the disks of the primary, if it does so, and the replicas."""
+    probe: tuple[bytes, ...]
+    """The same, without waiting: a server that cannot do it says so."""
+    wanted: tuple[int, ...]
+    timeout: float
+
+    def lacking(self, said: Reply) -> str | None:
+        """Read the answer to the last command; ``None`` if it is what was wanted."""
+        counts = said if isinstance(said, list) else [said]
+        if all(isinstance(count, int) for count in counts) and len(counts) == len(self.wanted):
+            if all(count >= least for count, least in zip(counts, self.wanted, strict=True)):
+                return None
+            got = " and ".join(map(str, counts))
+            return f"applied, but only {got} instead of {' and '.join(map(str, self.wanted))} {self._what} have it"
+        return f"applied, but nobody knows who has it: {said}"
+
+    @property
+    def _what(self) -> str:
+        return "replicas" if len(self.wanted) == 1 else "disks (of the primary, and of replicas)"
+
+    def refused(self, said: str) -> str | None:
+        """Read the error that a server made of the probe; ``None`` if it is not of the kind that stays."""
+        if "replica" in said:
+            return None  # the primary is elsewhere, which writes notice
+        ways_out = (
+            "fsync of TorrelqueDurability needs Redis 7.2 or Valkey with appendonly yes; with an older Redis, set"
+            " appendfsync always there and leave out fsync"
+        )
+        return f"{said} ({ways_out})" if len(self.wanted) > 1 else said
 
 
 @dataclass(slots=True)
@@ -203,6 +239,21 @@ class Calls:
         self._dead_table = (*self._table, keys.dead, keys.dead_payloads)
         self._sweep_table = (*self._table, keys.outgoing)
         self._waking = (keys.wake, _HORIZON)
+
+    def assurance(self, durability: TorrelqueDurability) -> Assurance | None:
+        """Spell what an answer has to wait for; ``None`` if for nothing.
+
+        A server waits for the last write of a connection. There is always one: a call that found everything done
+        already, by a write over another connection, promises the same.
+        """
+        if not durability.fsync and not durability.replicas:
+            return None
+        write = (b"SET", self._keys.durable, b"1", b"PX", b"1000")
+        replicas, patience = b"%d" % durability.replicas, b"%d" % max(1, round(durability.timeout * 1000))
+        command = (b"WAITAOF", b"1") if durability.fsync else (b"WAIT",)
+        wanted = (1, durability.replicas) if durability.fsync else (durability.replicas,)
+        probe = (*command, b"0", b"1")
+        return Assurance((write, (*command, replicas, patience)), probe, wanted, durability.timeout)
 
     def enqueue(self, items: Iterable[tuple[str, bytes]], lease: float, delay: float) -> Call[bool]:
         """Add tasks, all with the same lease and delay. Outcome: was it new?"""

@@ -89,6 +89,11 @@ class TorrelqueUnknownOutcomeError(TorrelqueRedisError):
     """The connection was lost between the request and its answer: it may or may not have been applied."""
 
 
+class TorrelqueNotDurableError(TorrelqueUnknownOutcomeError):
+    """It has been applied, but not in time as safely as ``durability`` asks for: a failover or a loss of power may
+    undo it. To repeat the call is as safe as after any other unknown outcome."""
+
+
 class TorrelqueFullError(TorrelqueRedisError):
     """Redis is at its ``maxmemory`` and refuses to store more. Nothing was changed."""
 

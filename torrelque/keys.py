@@ -38,6 +38,8 @@ class Keys:
         self.dead_payloads = self.dead + b":payloads"
         #: Scripts say here that the next due or stale time has moved closer.
         self.wake = f"{prefix}:wake".encode()
+        #: Written, and forgotten in a second, to have something to wait for; only where more than memory is asked for.
+        self.durable = f"{prefix}:durable".encode()
 
     def state(self, task_id: bytes) -> bytes:
         """Spell the key of one task's state."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from .errors import TorrelqueTypeError, TorrelqueValueError
 
 
 class TorrelqueTaskStatus(enum.IntEnum):
@@ -53,6 +56,37 @@ TRANSITIONS: dict[TorrelqueTaskStatus, dict[str, TorrelqueTaskStatus]] = {
         "requeue of a dead letter": TorrelqueTaskStatus.PENDING,
     },
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TorrelqueDurability:
+    """What it means that ``enqueue``, ``requeue``, ``release`` and ``extend`` return without an error.
+
+    By default the task is in the memory of the primary.
+
+    :param replicas: so many replicas have it as well, 0 to 100
+    :param fsync: it is on the disk of the primary, and on those of so many replicas; needs Redis 7.2 or Valkey, with
+        ``appendonly yes``
+    :param timeout: seconds to wait for that, 0.001 to 10; then the call raises :exc:`TorrelqueNotDurableError`
+    :raises TorrelqueValueError: an argument is out of range
+    :raises TorrelqueTypeError: an argument has the wrong type
+    """
+
+    replicas: int = 0
+    fsync: bool = False
+    timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int):
+            raise TorrelqueTypeError(f"replicas must be an int, not {type(self.replicas).__name__}")
+        if not 0 <= self.replicas <= 100:
+            raise TorrelqueValueError("replicas must be 0 to 100")
+        if not isinstance(self.fsync, bool):
+            raise TorrelqueTypeError(f"fsync must be a bool, not {type(self.fsync).__name__}")
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float):
+            raise TorrelqueTypeError(f"timeout must be a number of seconds, not {type(self.timeout).__name__}")
+        if not 0.001 <= self.timeout <= 10:  # a NaN compares false
+            raise TorrelqueValueError("timeout must be a number of seconds, 0.001 to 10")
 
 
 class TorrelqueTaskState(NamedTuple):

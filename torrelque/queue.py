@@ -48,6 +48,7 @@ from .listening import Hub
 from .model import (
     SweepReport,
     TorrelqueDeadLetter,
+    TorrelqueDurability,
     TorrelqueEnqueuedId,
     TorrelqueQueueStats,
     TorrelqueTaskId,
@@ -62,6 +63,9 @@ logger = logging.getLogger("torrelque")
 
 #: A payload, or a result, of which there may be none.
 B = TypeVar("B", bound=bytes | None)
+
+#: The durability of a queue that is told nothing.
+MEMORY = TorrelqueDurability()
 
 #: Leaving a queue waits this many seconds for what is under way.
 GRACE = 1.0
@@ -82,6 +86,8 @@ class Torrelque:
     :param queue: name of the queue and prefix of its keys: 1 to 128 characters of ``A-Z a-z 0-9 _ . : -`` and at most
         one ``{...}``
     :param serialiser: anything with ``dumps(value) -> bytes`` and ``loads(bytes)``; JSON by default
+    :param durability: what it means that a write returns; in the memory of the primary by default. Calls on a
+        ``pipeline`` are not waited for
     :raises TorrelqueError: another client; on Trio, when it is entered, also a :class:`redis.asyncio.Redis`
     :raises TorrelqueValueError: the name is not allowed
     :raises TorrelqueTypeError: an argument has the wrong type
@@ -112,12 +118,25 @@ class Torrelque:
     keys: dict[str, str] = NAMES
     """Names of the keys in Redis, by their documented words; on an instance with the prefix of the queue."""
 
-    def __init__(self, client: Any, *, queue: str = "trq", serialiser: Serialiser = JSON) -> None:
-        self._build(driver_for(client), queue, serialiser)
+    def __init__(
+        self,
+        client: Any,
+        *,
+        queue: str = "trq",
+        serialiser: Serialiser = JSON,
+        durability: TorrelqueDurability = MEMORY,
+    ) -> None:
+        self._build(driver_for(client), queue, serialiser, durability)
 
     @classmethod
     def from_url(
-        cls, url: str, *, queue: str = "trq", serialiser: Serialiser = JSON, **client_options: Any
+        cls,
+        url: str,
+        *,
+        queue: str = "trq",
+        serialiser: Serialiser = JSON,
+        durability: TorrelqueDurability = MEMORY,
+        **client_options: Any,
     ) -> Torrelque:
         """Make a queue with a coredis client of its own, opened and closed by ``async with queue:``.
 
@@ -128,26 +147,29 @@ class Torrelque:
             ``redis+cluster://[user:password@]host[:port],...`` for a cluster; both also with ``rediss+``
         :param queue: name of the queue, as for :class:`Torrelque`
         :param serialiser: as for :class:`Torrelque`
+        :param durability: as for :class:`Torrelque`
         :param client_options: passed to :meth:`coredis.Redis.from_url`
         :returns: the queue, not entered yet; no connection has been made
         :raises TorrelqueValueError: the URL cannot be used, or the name is not allowed
         :raises TorrelqueTypeError: an argument has the wrong type
         """
         self = cls.__new__(cls)
-        self._build(driver_for_url(checks.url(url), client_options), queue, serialiser)
+        self._build(driver_for_url(checks.url(url), client_options), queue, serialiser, durability)
         return self
 
-    def _build(self, driver: Driver, queue: str, serialiser: Serialiser) -> None:
+    def _build(self, driver: Driver, queue: str, serialiser: Serialiser, durability: TorrelqueDurability) -> None:
         if not callable(getattr(serialiser, "dumps", None)) or not callable(getattr(serialiser, "loads", None)):
             raise TorrelqueTypeError(f"serialiser must have dumps() and loads(): {checks.shown(serialiser)}")
+        if not isinstance(durability, TorrelqueDurability):
+            raise TorrelqueTypeError(f"durability must be a TorrelqueDurability: {checks.shown(durability)}")
         spelled = Keys(checks.queue(queue), cluster=driver.cluster)
         self.keys = spelled.names
         self._name = queue
         self._serialiser = serialiser
         self._driver = driver
-        driver.serve(spelled.pending)
-        self._background = Background(driver)
         self._calls = Calls(spelled)
+        driver.serve(spelled.pending, self._calls.assurance(durability))
+        self._background = Background(driver)
         self._coalescer = Coalescer(driver, self._background, lambda: checks.seconds("linger", self.linger))
         self._hub = Hub(driver, self._background)
         self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease, lambda: self._policy)

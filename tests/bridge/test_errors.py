@@ -29,6 +29,7 @@ EXPECTED = {
     "TorrelqueUnknownOutcomeError": "UNKNOWN/OUTCOME_UNKNOWN",
     "TorrelqueFullError": "RESOURCE_EXHAUSTED/STORAGE_FULL",
     "TorrelqueStorageError": "INTERNAL/STORAGE_ERROR",
+    "TorrelqueNotDurableError": "UNKNOWN/OUTCOME_UNKNOWN",
 }
 
 

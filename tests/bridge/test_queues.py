@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from grpc_server.errors import Refused
-from grpc_server.queues import Queues, open_client
+from grpc_server.queues import Queues, open_storage
 from grpc_server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -24,8 +24,8 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def opened(storage: str, **settings: Any) -> AsyncGenerator[Queues]:
-    async with open_client(storage, 10) as client, anyio.create_task_group() as group:
-        queues = Queues(client, Settings(sweep=False, **settings), group)
+    async with open_storage(storage, Settings()) as store, anyio.create_task_group() as group:
+        queues = Queues(store, Settings(sweep=False, **settings), group)
         yield queues
         queues.close()
 

@@ -161,6 +161,10 @@ async def test_no_script_runs_half_way_while_a_slot_moves(open_queue: Any, site:
         await queue.enqueue_many(range(20), task_ids=[f"n{i}" for i in range(20)])
         held = await queue.dequeue(5, max_tasks=5)
         await queue.enqueue("late", delay=3600, task_id="late")
+        # A parked id that a sweep has noted: now all the keys are there that may ever be.
+        source.admin.lmove(f"{prefix}:pending", f"{prefix}:dequeueing", "RIGHT", "LEFT")
+        await queue.sweep()
+        assert source.admin.exists(*(key for name, key in queue.keys.items() if name != "task")) == 6
         before = snapshot(source.admin, prefix)
         before.check()
         found: list[str] = []
@@ -180,7 +184,7 @@ async def test_no_script_runs_half_way_while_a_slot_moves(open_queue: Any, site:
         after.check()
         assert (after.places(), after.tasks, after.states) == (before.places(), before.tasks, before.states)
         await queue.release_many([task_id for task_id, _ in held])
-        assert len(await queue.dequeue(5, max_tasks=50)) == 15
+        assert len(await queue.dequeue(5, max_tasks=50)) == 14
 
 
 def every_call(queue: Torrelque, held: str) -> list[Any]:

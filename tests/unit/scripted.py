@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from torrelque import TorrelqueError, TorrelqueUnavailableError
 from torrelque.background import Background
-from torrelque.calls import Call, Reply
+from torrelque.calls import Assurance, Call, Reply
 
 #: What the dequeue script says when there is nothing.
 NOTHING = b"inf 0 0 0\n"
@@ -38,7 +38,7 @@ class ScriptedDriver:
         self.blocker = ScriptedBlocker()
         self.subscriber = ScriptedSubscriber()
 
-    def serve(self, key: bytes) -> None:
+    def serve(self, key: bytes, assurance: Assurance | None = None) -> None:
         pass
 
     def signal(self) -> Event:

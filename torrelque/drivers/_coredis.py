@@ -21,11 +21,12 @@ from coredis.pool import ClusterConnectionPool, SentinelConnectionPool
 from coredis.retry import NoRetryPolicy
 from coredis.typing import Key
 
-from torrelque.calls import Call, Reply
+from torrelque.calls import Assurance, Call, Reply
 from torrelque.checks import Target
 from torrelque.errors import (
     TorrelqueError,
     TorrelqueFullError,
+    TorrelqueNotDurableError,
     TorrelqueStorageError,
     TorrelqueTypeError,
     TorrelqueUnavailableError,
@@ -36,7 +37,7 @@ from torrelque.errors import (
 from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
 from ._lines import Lines, open_line
-from ._scripts import ASKING, arguments, pack, run_scripts
+from ._scripts import ASKING, Requests, arguments, pack, run_scripts
 from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
 from ._wire import ReplyError
 from .base import ANSWER_TIMEOUT, LATE, Blocker, Signal, Subscriber
@@ -47,6 +48,10 @@ class CoredisUnavailableError(TorrelqueUnavailableError, theirs.ConnectionError)
 
 
 class CoredisUnknownOutcomeError(TorrelqueUnknownOutcomeError, theirs.ConnectionError):
+    pass
+
+
+class CoredisNotDurableError(TorrelqueNotDurableError, theirs.ResponseError):
     pass
 
 
@@ -150,11 +155,14 @@ class CoredisDriver:
         self.db = int(self._pool.connection_kwargs.get("db") or 0)
         self._lines = Lines(self._topology, self._pool.connection_kwargs, self._watchman)
         self._patience = min(self._pool.connection_kwargs.get("stream_timeout") or ANSWER_TIMEOUT, ANSWER_TIMEOUT)
+        self._requests = Requests()
         self._signal: Callable[[], Signal] = _refuse
         self._clock: Callable[[], float] = _refuse
 
-    def serve(self, key: bytes) -> None:
+    def serve(self, key: bytes, assurance: Assurance | None = None) -> None:
         self._topology.key = key
+        self._requests = Requests(assurance)
+        self._lines.probe = partial(self._requests.probe, refusal=CoredisStorageError)
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
@@ -195,10 +203,12 @@ class CoredisDriver:
     async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
         lost = CoredisUnavailableError if harmless else CoredisUnknownOutcomeError
-        requests = [pack((name, *arguments(name, call))) for call in calls]
         if place is not None:
-            return await self._ask_once(place, requests, lost)
-        return await self._ask(b"".join(requests), len(calls), lost)
+            replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
+            replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
+        else:
+            replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout)
+        return self._requests.read(calls, replies, CoredisNotDurableError)
 
     async def _command(self, *command: bytes) -> Any:
         (reply,) = await self._ask(pack(command), 1, CoredisUnavailableError)
@@ -206,13 +216,17 @@ class CoredisDriver:
             raise _ERRORS.translate(reply, CoredisUnavailableError)
         return reply
 
-    async def _ask(self, request: bytes, answers: int, lost: type[TorrelqueError]) -> list[Reply | Exception]:
-        """Make one round trip; *lost* is what it means that no answer came."""
+    async def _ask(
+        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
+    ) -> list[Reply | Exception]:
+        """Make one round trip; *lost* is what it means that no answer came.
+
+        :param waits: so many seconds the server may wait before it answers
+        """
         with _ERRORS.mapped(CoredisUnavailableError):
             line = await self._lines.take()
-        bounded = fail_after(self._patience) if self._watchman is None else self._lines.within(
-            self._patience, line.generation
-        )  # fmt: skip
+        patience = self._patience + waits
+        bounded = fail_after(patience) if self._watchman is None else self._lines.within(patience, line.generation)
         try:
             with _ERRORS.mapped(lost), bounded:
                 replies = await line.ask(request, answers)
@@ -225,17 +239,18 @@ class CoredisDriver:
         return list(map(_as_error, replies))
 
     async def _ask_once(
-        self, place: Place, requests: list[bytes], lost: type[TorrelqueError]
+        self, place: Place, request: bytes, answers: int, lost: type[TorrelqueError]
     ) -> list[Reply | Exception]:
         """Ask a node to which a slot is being moved, which otherwise would send us back."""
-        with _ERRORS.mapped(CoredisUnavailableError), fail_after(ANSWER_TIMEOUT):
+        patience = self._patience + self._requests.timeout
+        with _ERRORS.mapped(CoredisUnavailableError), fail_after(patience):
             line = await open_line(place, self._pool.connection_kwargs)
         try:
-            with _ERRORS.mapped(lost), fail_after(ANSWER_TIMEOUT):
-                replies = await line.ask(b"".join([ASKING + each for each in requests]), 2 * len(requests))
+            with _ERRORS.mapped(lost), fail_after(patience):
+                replies = await line.ask(request, answers)
         finally:
             await line.aclose()
-        return list(map(_as_error, replies[1::2]))
+        return list(map(_as_error, replies))
 
     async def config_get(self, name: str) -> str | None:
         try:

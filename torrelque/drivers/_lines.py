@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import select
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -62,6 +62,7 @@ class Lines:
         self._topology = topology
         self._settings = settings
         self._watchman = watchman
+        self.probe: Callable[[Line], Awaitable[None]] | None = None
         self._open = False
         self._spares: list[Line] = []
         self._free = Semaphore(LANES, fast_acquire=True)
@@ -123,7 +124,14 @@ class Lines:
     async def _new(self, place: Place) -> Line:
         generation = self._topology.generation
         with self.within(self._patience, generation):
-            return await open_line(place, self._settings, generation)
+            line = await open_line(place, self._settings, generation)
+            try:
+                if self.probe is not None:
+                    await self.probe(line)
+            except BaseException:
+                await line.aclose()
+                raise
+            return line
 
     @property
     def _patience(self) -> float:

@@ -31,10 +31,11 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from torrelque.calls import Call, Reply
+from torrelque.calls import Assurance, Call, Reply
 from torrelque.errors import (
     TorrelqueError,
     TorrelqueFullError,
+    TorrelqueNotDurableError,
     TorrelqueStorageError,
     TorrelqueTypeError,
     TorrelqueUnavailableError,
@@ -44,7 +45,7 @@ from torrelque.errors import (
 
 from ._asyncio import AsyncioSignal, Deadline, Deadlines
 from ._errors import ErrorMap
-from ._scripts import ASKING, arguments, pack, run_scripts
+from ._scripts import ASKING, Requests, arguments, pack, run_scripts
 from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
 from ._wire import CLOSE_TIMEOUT, ReplyError, Wire
 from .base import ANSWER_TIMEOUT, HOT, LANES, LATE, Blocker, Signal, Subscriber
@@ -57,6 +58,10 @@ class RedisPyUnavailableError(TorrelqueUnavailableError, theirs.ConnectionError)
 
 
 class RedisPyUnknownOutcomeError(TorrelqueUnknownOutcomeError, theirs.ConnectionError):
+    pass
+
+
+class RedisPyNotDurableError(TorrelqueNotDurableError, theirs.ResponseError):
     pass
 
 
@@ -219,11 +224,13 @@ class RedisPyDriver:
         self._spares: list[_Loan] = []
         self._keeps = 0
         self._deadlines = Deadlines()
+        self._requests = Requests()
         self._lent = 0
         self._returned: Event | None = None
 
-    def serve(self, key: bytes) -> None:
+    def serve(self, key: bytes, assurance: Assurance | None = None) -> None:
         self._topology.key = key
+        self._requests = Requests(assurance)
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
@@ -282,13 +289,19 @@ class RedisPyDriver:
     async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
         lost = RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError
-        requests = [pack((name, *arguments(name, call))) for call in calls]
         if place is not None:
-            return await self._ask_once(place, requests, lost)
+            replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
+            replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
+        else:
+            replies = await self._ask(*self._requests.written(name, calls), lost)
+        return self._requests.read(calls, replies, RedisPyNotDurableError)
+
+    async def _ask(self, request: bytes, answers: int, lost: type[TorrelqueError]) -> list[Reply | Exception]:
+        """Make one round trip; *lost* is what it means that no answer came."""
         loan = await self._lend()
         try:
             with _ERRORS.mapped(lost), self._within(loan):
-                replies = await loan.wire.ask(b"".join(requests), len(calls))
+                replies = await loan.wire.ask(request, answers)
         except BaseException:
             # An answer may still come, and must never reach somebody else.
             self._topology.forget()
@@ -299,7 +312,7 @@ class RedisPyDriver:
         return list(map(_as_error, replies))
 
     async def _ask_once(
-        self, place: Place, requests: list[bytes], lost: type[TorrelqueError]
+        self, place: Place, request: bytes, answers: int, lost: type[TorrelqueError]
     ) -> list[Reply | Exception]:
         """Ask a node to which a slot is being moved, which otherwise would send us back."""
         assert self._maker is not None
@@ -307,15 +320,14 @@ class RedisPyDriver:
             connection = await self._maker.connect(place)
         try:
             with _ERRORS.mapped(lost), self._deadlines.within(ANSWER_TIMEOUT):
-                wire = Wire(_Streams(connection))
-                replies = await wire.ask(b"".join([ASKING + each for each in requests]), 2 * len(requests))
+                replies = await Wire(_Streams(connection)).ask(request, answers)
         finally:
             await _drop(connection)
-        return list(map(_as_error, replies[1::2]))
+        return list(map(_as_error, replies))
 
     def _within(self, loan: _Loan) -> AbstractContextManager[None]:
         """Bound the wait for an answer; it also ends when the primary turns out to be elsewhere."""
-        deadline = self._deadlines.within(loan.patience)
+        deadline = self._deadlines.within(loan.patience + self._requests.timeout)
         return deadline if self._watchman is None else _watched(self._watchman, deadline, loan.generation)
 
     async def _lend(self) -> _Loan:
@@ -350,6 +362,13 @@ class RedisPyDriver:
         own_timeout = connection.socket_timeout if self._maker is None else self._settings.get("socket_timeout")
         loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=self._topology.generation)
         connection.socket_timeout = None
+        try:
+            with _ERRORS.mapped(RedisPyUnavailableError), self._within(loan):
+                await self._requests.probe(loan.wire, RedisPyStorageError)
+        except BaseException:
+            await _drop(connection)
+            await self._release(loan)
+            raise
         return loan
 
     async def _connect(self, place: Place) -> Any:

@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 
 from anyio import current_time, sleep
 
-from torrelque.calls import Call, Reply
-from torrelque.errors import TorrelqueRedisError
+from torrelque.calls import Assurance, Call, Reply
+from torrelque.errors import TorrelqueError, TorrelqueRedisError
 
 from ._errors import error_code
 from ._topology import Place, Topology, redirected
+from ._wire import ReplyError, Wire
 
 #: Sends calls with a command, in one round trip, to the primary, or to a place that asks to be asked this once.
 Send: TypeAlias = Callable[[bytes, Sequence[Call[Any]], Place | None], Awaitable[list[Reply | Exception]]]
@@ -106,6 +107,54 @@ class _Rerun:
         if code in _ELSEWHERE:
             self._topology.forget()
         return None
+
+
+class Requests:
+    """Packs the calls of one queue, and reads their answers."""
+
+    def __init__(self, assurance: Assurance | None = None) -> None:
+        self._assurance = assurance
+        self._after = b"".join(map(pack, assurance.commands)) if assurance else b""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the server may take for the sake of the answer."""
+        return self._assurance.timeout if self._assurance else 0.0
+
+    def waited_for(self, calls: Sequence[Call[Any]]) -> bool:
+        """Whether the server is to wait before it answers."""
+        return self._assurance is not None and any(call.script.lasting for call in calls)
+
+    def written(self, command: bytes, calls: Sequence[Call[Any]], prefix: bytes = b"") -> tuple[bytes, int]:
+        """Spell a round trip; returns it and the number of its answers."""
+        parts = [prefix + pack((command, *arguments(command, call))) for call in calls]
+        count = len(calls) * (2 if prefix else 1)
+        if self._assurance and self.waited_for(calls):
+            return b"".join([*parts, self._after]), count + len(self._assurance.commands)
+        return b"".join(parts), count
+
+    def read(
+        self, calls: Sequence[Call[Any]], replies: list[Reply | Exception], not_durable: type[TorrelqueError]
+    ) -> list[Reply | Exception]:
+        """Find the answers of the calls in those of a round trip."""
+        if not (self._assurance and self.waited_for(calls)):
+            return replies
+        own, said = replies[: -len(self._assurance.commands)], replies[-1]
+        lacking = self._assurance.lacking(said)
+        if lacking is None:
+            return own
+        return [
+            not_durable(lacking) if call.script.lasting and not isinstance(reply, Exception) else reply
+            for call, reply in zip(calls, own, strict=True)
+        ]
+
+    async def probe(self, wire: Wire, refusal: type[TorrelqueError]) -> None:
+        """Ask over a new connection whether the server can do what is wanted of it."""
+        if self._assurance is None:
+            return
+        (said,) = await wire.ask(pack(self._assurance.probe))
+        if isinstance(said, ReplyError) and (why := self._assurance.refused(str(said))):
+            raise refusal(why)
 
 
 def arguments(command: bytes, call: Call[Any]) -> tuple[bytes, ...]:

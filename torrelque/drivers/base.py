@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from torrelque.calls import Call, Reply
+from torrelque.calls import Assurance, Call, Reply
 
 #: Seconds after which an answer that has not come is given up, and the connection with it: the peer is gone, or
 #: stands still for so long that leases end.
@@ -72,8 +72,8 @@ class Driver(Protocol):
     #: A client of a cluster keeps a queue in one slot.
     cluster: bool
 
-    def serve(self, key: bytes) -> None:
-        """Be told a key of the queue: in a cluster all of them are where this one is."""
+    def serve(self, key: bytes, assurance: Assurance | None = None) -> None:
+        """Be told a key of the queue (in a cluster all of them are where this one is), and what its writes wait for."""
         ...
 
     def signal(self) -> Signal:
@@ -86,6 +86,8 @@ class Driver(Protocol):
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
         """Run each call's script, all in one round trip; one answer or error for each call.
+
+        What was applied, but lacks what the writes of the queue wait for, is a :exc:`TorrelqueNotDurableError`.
 
         :raises TorrelqueUnavailableError: nothing was applied
         :raises TorrelqueUnknownOutcomeError: the connection was lost, each may have been applied or not

@@ -16,9 +16,11 @@ class Script:
     sha1: bytes = field(repr=False)
     #: Sending it a second time changes nothing, so an answer that was lost is no harm.
     reads_only: bool = False
+    #: Its answer is a promise to somebody, which may have to outlive the server.
+    lasting: bool = False
 
 
-def _load(*parts: str, reads_only: bool = False) -> Script:
+def _load(*parts: str, reads_only: bool = False, lasting: bool = False) -> Script:
     """Join the parts of a script; the last one is the operation and names it."""
     folder = files(__name__)
     lines: list[str] = []
@@ -27,22 +29,22 @@ def _load(*parts: str, reads_only: bool = False) -> Script:
         # Comments are for readers: Redis would parse and keep them, and a pipeline send them.
         lines += [line for line in text.splitlines() if line and not line.lstrip().startswith("--")]
     body = "\n".join(lines).encode()
-    return Script(parts[-1], body, hashlib.sha1(body).hexdigest().encode(), reads_only)
+    return Script(parts[-1], body, hashlib.sha1(body).hexdigest().encode(), reads_only, lasting)
 
 
-ENQUEUE = _load("wake", "enqueue")
+ENQUEUE = _load("wake", "enqueue", lasting=True)
 DEQUEUE = _load("wake", "promote", "dead", "bury", "dequeue")
-REQUEUE = _load("wake", "settle", "requeue")
-RELEASE = _load("settle", "dead", "bury", "release")
-EXTEND = _load("wake", "settle", "extend")
+REQUEUE = _load("wake", "settle", "requeue", lasting=True)
+RELEASE = _load("settle", "dead", "bury", "release", lasting=True)
+EXTEND = _load("wake", "settle", "extend", lasting=True)
 HANDBACK = _load("handback")
 SWEEP = _load("promote", "sweep")
 STATS = _load("stats", reads_only=True)
 STATE = _load("state", reads_only=True)
 DEAD_LETTERS = _load("dead", "dead_letters", reads_only=True)
 COUNT_DEAD_LETTERS = _load("dead", "count_dead_letters", reads_only=True)
-REQUEUE_DEAD_LETTERS = _load("dead", "requeue_dead_letters")
-PURGE_DEAD_LETTERS = _load("dead", "purge_dead_letters")
+REQUEUE_DEAD_LETTERS = _load("dead", "requeue_dead_letters", lasting=True)
+PURGE_DEAD_LETTERS = _load("dead", "purge_dead_letters", lasting=True)
 
 ALL = (
     ENQUEUE, DEQUEUE, REQUEUE, RELEASE, EXTEND, HANDBACK, SWEEP, STATS, STATE,

@@ -1,6 +1,8 @@
 -- head: the names and small tools that every script begins with.
 -- KEYS    1 pending (LIST)   2 dequeueing (LIST)   3 undequeued (SET)   4 working (ZSET id -> end of lease)
 --         5 delayed (ZSET id -> due time)   6 tasks (HASH id -> payload)   7 task (prefix of the states, HASHes)
+-- The prefix is never a key. So while a slot of a cluster moves key by key, one key of each script is missing on either
+-- side, and it is refused before it begins (TRYAGAIN): the states, which are not declared, may be on the other side.
 local pending, dequeueing, undequeued, working, delayed, tasks, task = unpack(KEYS)
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
