@@ -14,6 +14,7 @@ MODULES: dict[str, str] = {
     "a1-mixed": "a01_mixed",
     "a2": "a02_power",
     "a4": "a04_cancellation",
+    "a5": "a05_every_byte",
     "a10": "a10_proof",
 }
 
