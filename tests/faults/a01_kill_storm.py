@@ -29,7 +29,7 @@ RECOVERY = 1.0
 #: Tasks a second that must have been acknowledged.
 PACE = 560.0
 _PRODUCERS = [("redispy", "asyncio"), ("coredis", "trio"), ("grpc", "")]
-_WORKERS = [*_PRODUCERS, ("coredis", "asyncio"), ("coredis", "trio"), ("grpc", "")]
+_WORKERS = [*_PRODUCERS, ("coredis", "asyncio"), ("coredis", "trio"), ("stream", "")]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,6 @@ from support.peer import PYTHON
 
 from torrelque import Torrelque, open_server
 
-#: The ways of workers and producers to the queue: a library on an event loop, or servers.
-WAYS = [("redispy", "asyncio"), ("coredis", "trio"), ("grpc", ""), ("coredis", "asyncio"), ("coredis", "trio")]
 #: A queue that nobody uses any more is empty within so many seconds.
 DRAIN = 60.0
 #: So often a watch over the queue looks, in seconds, and for a whole snapshot every so many looks.
@@ -113,7 +111,7 @@ class Site:
     addresses: list[str] = field(default_factory=list)
 
     def place(self, way: str) -> Any:
-        return self.addresses if way == "grpc" else self.url
+        return self.addresses if way in ("grpc", "stream") else self.url
 
     def add_server(self) -> None:
         """Start a gRPC server, always on the same port."""
@@ -222,4 +220,4 @@ def progress(text: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-__all__ = ["WAYS", "Site", "Watch", "acked_a_second", "free_port", "open_site", "progress", "site_at", "watching"]
+__all__ = ["Site", "Watch", "acked_a_second", "free_port", "open_site", "progress", "site_at", "watching"]

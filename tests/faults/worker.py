@@ -7,6 +7,7 @@ longer than their lease. It never gives up and never asks anybody to start it ag
 from __future__ import annotations
 
 import json
+import queue as queues
 import random
 import signal
 import sys
@@ -37,7 +38,7 @@ KEEP = 3600.0
 class Orders:
     """What a worker is told.
 
-    :ivar way: ``redispy``, ``coredis`` or ``grpc``
+    :ivar way: ``redispy``, ``coredis``, ``grpc`` (calls) or ``stream``
     :ivar place: URL, or addresses of servers
     :ivar busy: seconds that a batch takes at the most
     """
@@ -272,16 +273,98 @@ class WireWorker:
 
     def _release_all(self, tasks: list[Any]) -> list[str]:
         """Release in one call; what cannot be told of a task by itself is the whole call's error."""
-        settlements = [
-            pb.Settlement(task_id=task.task_id, dequeue_count=task.dequeue_count, release=pb.ReleaseAction())
-            for task in tasks
-        ]
-        request = pb.BatchReleaseRequest(queue=self._orders.queue, settlements=settlements)
-        answer = self._stub.BatchRelease(request, timeout=DEADLINE)
-        verdicts = [APPLIED] * len(tasks)
-        for error in answer.errors:
-            verdicts[error.index] = wire_verdict(error.reason)
-        return verdicts
+        request = pb.BatchReleaseRequest(queue=self._orders.queue, settlements=settlements(tasks))
+        return verdicts(tasks, self._stub.BatchRelease(request, timeout=DEADLINE).errors)
+
+
+class Stream:
+    """One Consume stream, read by one thread."""
+
+    def __init__(self, stub: Any, queue: str, most: int) -> None:
+        self._requests: queues.SimpleQueue[pb.ConsumeRequest | None] = queues.SimpleQueue()
+        opened = pb.ConsumeOpen(
+            queue=queue, max_outstanding_tasks=most, disconnect_policy=pb.DISCONNECT_POLICY_KEEP_LEASE,
+            progress_interval=seconds(1),
+        )  # fmt: skip
+        self._requests.put(pb.ConsumeRequest(open=opened))
+        self._call = stub.Consume(iter(self._requests.get, None))
+        #: The settles that were sent and not answered, by their sequence numbers.
+        self.open: dict[int, tuple[Any, list[Any]]] = {}
+        self._sequence = 0
+
+    def next(self) -> pb.ConsumeResponse | None:
+        """Read the next message; ``None`` at the end."""
+        return next(self._call, None)
+
+    def release(self, tasks: list[Any], call: Any) -> None:
+        """Ask for the release of tasks; the answer is a message among others."""
+        self._sequence += 1
+        self.open[self._sequence] = (call, tasks)
+        settle = pb.ConsumeSettle(sequence=self._sequence, settlements=settlements(tasks))
+        self._requests.put(pb.ConsumeRequest(settle=settle))
+
+    def half_close(self) -> None:
+        self._requests.put(None)
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._requests.put(None)
+
+
+class StreamWorker(WireWorker):
+    """The same on streams: what they do not answer is settled by a call of its own."""
+
+    def _consume(self) -> None:
+        while not self._stopping.is_set():
+            stream = Stream(self._stub, self._orders.queue, self._orders.batch)
+            try:
+                self._read(stream)
+            except grpc.RpcError as error:
+                say(error.code())
+                time.sleep(PAUSE)
+            finally:
+                stream.close()
+            for call, tasks in stream.open.values():
+                call.unknown()
+                self._settle("batch", tasks)
+
+    def _read(self, stream: Stream) -> None:
+        closing = False
+        while (response := self._receive(stream)) is not None:
+            if response.WhichOneof("response") == "settled":
+                call, tasks = stream.open.pop(response.settled.sequence)
+                call.ok(verdicts(tasks, response.settled.errors))
+            elif tasks := list(response.delivery.tasks):
+                time.sleep(self._plan.busy(self._orders.busy))
+                named = [(task.task_id, task.dequeue_count) for task in tasks]
+                stream.release(tasks, self._recorder.begin("release", named))
+            leaving = self._stopping.is_set() or response.WhichOneof("response") == "draining"
+            if leaving and not stream.open and not closing:
+                closing = True
+                stream.half_close()
+
+    def _receive(self, stream: Stream) -> pb.ConsumeResponse | None:
+        """Any message may be a delivery, so waiting for one is a dequeue."""
+        with self._recorder.call("dequeue", self._orders.batch) as call:
+            response = stream.next()
+            tasks = [] if response is None else response.delivery.tasks
+            call.ok([(task.task_id, task.dequeue_count, digest(task.payload.data)) for task in tasks])
+        return response
+
+
+def settlements(tasks: list[Any]) -> list[pb.Settlement]:
+    return [
+        pb.Settlement(task_id=task.task_id, dequeue_count=task.dequeue_count, release=pb.ReleaseAction())
+        for task in tasks
+    ]
+
+
+def verdicts(tasks: list[Any], errors: Any) -> list[str]:
+    """What a server said of each task of a batch."""
+    said = [APPLIED] * len(tasks)
+    for error in errors:
+        said[error.index] = wire_verdict(error.reason)
+    return said
 
 
 async def consume(orders: Orders) -> None:
@@ -295,12 +378,12 @@ def consume_by_wire(orders: Orders) -> None:
     """Work through servers."""
     channel, stub = dial(orders.place)
     with channel, Recorder(Path(orders.history), orders.name) as recorder:
-        WireWorker(stub, recorder, orders).run()
+        (StreamWorker if orders.way == "stream" else WireWorker)(stub, recorder, orders).run()
 
 
 if __name__ == "__main__":
     told = Orders(**json.loads(sys.argv[1]))
-    if told.way == "grpc":
+    if told.way in ("grpc", "stream"):
         consume_by_wire(told)
     else:
         anyio.run(consume, told, backend=told.backend)
