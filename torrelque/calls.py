@@ -23,7 +23,10 @@ Reply = Any
 
 #: No script touches more ids than this.
 BOUND = 500
-#: A sweep has more to do for each id, and is in no hurry: 500 of them took up to 20 ms, these stay within the 5 ms that
+#: A claim has more to do for each id, and moves what is due as well: with 500 it took 6 ms of a server that had
+#: 200,000 tasks due.
+CLAIM_BOUND = 250
+#: So has a sweep, and is in no hurry: 500 of them took up to 20 ms, these stay within the 5 ms that
 #: everybody else should have to wait for at most.
 SWEEP_BOUND = 150
 #: The same goes for what is done with dead letters.
@@ -272,7 +275,7 @@ class Calls:
         if giving_up is not None:
             table = self._dead_table if giving_up.keep is None else self._table
             policy = (b"%d" % giving_up.attempts, _milliseconds(giving_up.keep), giving_up.reason)
-        head = (*self._waking, b"%d" % wanted, text_of_seconds(default_lease), b"%d" % BOUND, *policy)
+        head = (*self._waking, b"%d" % wanted, text_of_seconds(default_lease), b"%d" % CLAIM_BOUND, *policy)
         return Call(scripts.DEQUEUE, table, head, tuple(adopt), 0, _read_claim)
 
     def requeue(self, task_id: str, delay: float, lease: float | None) -> Call[Verdict]:

@@ -25,7 +25,7 @@ from .listening import Hub
 logger = logging.getLogger("torrelque")
 
 #: One claim takes no more, so that the script stays short (it may have as many due tasks to move).
-CLAIM = 250
+CLAIM = 150
 #: So many of a crowd are worth a claim of their own.
 HALF = CROWD // 2
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torrelque import TorrelqueTaskId, TorrelqueTaskStatus, scripts
 from torrelque.calls import (
     BOUND,
+    CLAIM_BOUND,
     HORIZON,
     LETTERS_BOUND,
     MAX_ANSWER,
@@ -102,7 +103,7 @@ def test_nothing_to_come_is_infinity() -> None:
 def test_dequeue() -> None:
     """A claim says how many it wants, the default lease, the bound, and what to adopt."""
     call = CALLS.dequeue(7, 1.5, [b"a", b"b"])
-    assert call.head == (KEYS.wake, b"30", b"7", b"1.5", b"%d" % BOUND, b"", b"", b"")
+    assert call.head == (KEYS.wake, b"30", b"7", b"1.5", b"%d" % CLAIM_BOUND, b"", b"", b"")
     assert (call.items, call.count, len(call.keys)) == ((b"a", b"b"), 0, 7)
 
 
