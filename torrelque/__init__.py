@@ -21,6 +21,9 @@ from .errors import (
     TorrelqueValueError,
 )
 from .model import (
+    TorrelqueCheckFinding,
+    TorrelqueCheckReport,
+    TorrelqueDamage,
     TorrelqueDeadLetter,
     TorrelqueDurability,
     TorrelqueEnqueuedId,
@@ -33,7 +36,10 @@ from .queue import Torrelque
 
 __all__ = [
     "Torrelque",
+    "TorrelqueCheckFinding",
+    "TorrelqueCheckReport",
     "TorrelqueClosedError",
+    "TorrelqueDamage",
     "TorrelqueDeadLetter",
     "TorrelqueDecodeError",
     "TorrelqueDurability",

@@ -199,6 +199,55 @@ class SweepStep:
         return self.cursor == b"end"
 
 
+@dataclass(slots=True)
+class Shape:
+    """What the structures of a queue are."""
+
+    types: dict[str, str]
+    """By their documented names; ``none`` where one is empty."""
+    sizes: dict[str, int]
+    """The same, without ``undequeued``, and ``states``: how many keys the database has at most to look through."""
+
+
+@dataclass(slots=True)
+class Page:
+    """A part of what an audit looks at, with the ids that something is wrong with and words that say what."""
+
+    ids: list[bytes]
+    """Of a list: what stands there, from the left. Of ``tasks``: those that are neither working nor delayed."""
+    wrong: dict[bytes, bytes]
+    looked: int
+    cursor: bytes = b"0"
+    enough: int = 0
+    """How much to ask for the next time."""
+
+
+@dataclass(slots=True)
+class Doubt:
+    """An id that seemed wrong, to be judged again by *words*.
+
+    :ivar before: what its state was before the lists were walked, and it was not met there
+    """
+
+    task_id: bytes
+    words: bytes
+    before: bytes = b""
+
+
+@dataclass(slots=True)
+class Mended:
+    """What the mend script did."""
+
+    cut: tuple[int, int]
+    """How many ids left *pending* and *dequeueing*."""
+    words: list[bytes]
+    """What was put right, of the first ids that were asked for; the rest was too much for one run."""
+
+
+#: Where in *pending* and in *dequeueing* ids are looked for.
+Starts: TypeAlias = tuple[Iterable[int], Iterable[int]]
+
+
 def text_of_seconds(seconds: float) -> bytes:
     """Write a length of time the way the published package does: ``300``, ``1.5``."""
     return (b"%d" % seconds) if seconds == int(seconds) else repr(seconds).encode()
@@ -347,6 +396,40 @@ class Calls:
         """Read a state."""
         return Call(scripts.STATE, self._table, (), (task_id,), 1, _read_fields)
 
+    def shape(self) -> Call[Shape]:
+        """Tell what the structures are, and how large."""
+        return Call(scripts.SHAPE, self._dead_table, (), (), 0, _read_shape)
+
+    def walk(self, name: str, index: int, count: int, judge: bool) -> Call[Page]:
+        """List a stretch of *pending* or *dequeueing*, and judge what stands there."""
+        head = (name.encode(), b"%d" % index, b"%d" % count, b"judge" if judge else b"list")
+        return Call(scripts.WALK, self._dead_table, head, (), 0, _read_walk)
+
+    def scan(self, name: str, cursor: bytes, count: int) -> Call[Page]:
+        """Judge some of *working*, *delayed* or *states*; of *tasks* list what is in neither of the first two."""
+        head = (name.encode(), cursor, b"%d" % count)
+        return Call(scripts.SCAN, self._dead_table, head, (), 0, _read_scan)
+
+    def look(self, doubts: Iterable[Doubt], starts: Starts = ((), ())) -> Call[list[tuple[bytes, bytes]]]:
+        """Judge again. Outcome: words and the present state of each, or of the first ones."""
+        return Call(scripts.LOOK, self._dead_table, _windows(starts), _doubted(doubts), 0, _read_look)
+
+    def mend(
+        self, doubts: Iterable[Doubt], default_lease: float, keep: float, starts: Starts = ((), ())
+    ) -> Call[Mended]:
+        """Judge again, and put right what is still wrong."""
+        head = (*_windows(starts), text_of_seconds(default_lease), b"%d" % max(1, round(keep * 1000)))
+        return Call(scripts.MEND, self._dead_table, head, _doubted(doubts), 0, _read_mend)
+
+
+def _windows(starts: Starts) -> tuple[bytes, bytes]:
+    pending, dequeueing = (b" ".join(b"%d" % max(0, start) for start in sorted(each)) for each in starts)
+    return pending, dequeueing
+
+
+def _doubted(doubts: Iterable[Doubt]) -> tuple[bytes, ...]:
+    return tuple(part for doubt in doubts for part in (doubt.task_id, doubt.words, doubt.before))
+
 
 def outcomes(reply: Reply) -> list[Reply]:
     """Part the answer to a call with items; empty when it is none."""
@@ -439,3 +522,38 @@ def _read_letters_step(reply: Reply) -> LettersStep:
 def _read_stats(reply: Reply) -> TorrelqueQueueStats:
     """Read the answer of the stats script."""
     return TorrelqueQueueStats(*(int(count) for count in reply))
+
+
+def _read_shape(reply: Reply) -> Shape:
+    """Read the answer of the shape script."""
+    names = ("pending", "dequeueing", "undequeued", "working", "delayed", "tasks", "dead", "dead:payloads")
+    types = {name: kind.decode() for name, kind in zip(names, reply[:8], strict=True)}
+    sized = ("pending", "dequeueing", "working", "delayed", "tasks", "states")
+    return Shape(types, dict(zip(sized, map(int, reply[8:]), strict=True)))
+
+
+def _read_walk(reply: Reply) -> Page:
+    """Read the answer of the walk script."""
+    ids, wrong = reply
+    return Page(ids, _by_id(wrong), len(ids))
+
+
+def _read_scan(reply: Reply) -> Page:
+    """Read the answer of the scan script."""
+    cursor, looked, enough, wrong, loose = reply
+    return Page(loose, _by_id(wrong), looked, cursor, enough)
+
+
+def _by_id(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _read_look(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """Read the answer of the look script."""
+    return list(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _read_mend(reply: Reply) -> Mended:
+    """Read the answer of the mend script."""
+    pending, dequeueing, words = reply
+    return Mended((pending, dequeueing), words)

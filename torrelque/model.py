@@ -226,3 +226,56 @@ class SweepReport(NamedTuple):
     stale: int
     due: int
     undequeued: int
+
+
+class TorrelqueDamage(enum.StrEnum):
+    """What can be wrong with a task in Redis, or with the whole queue; and what :meth:`Torrelque.check` makes of it."""
+
+    GHOST = "ghost"
+    """An id stands in a place and has no payload. It is dropped, and its state too."""
+    ORPHAN = "orphan"
+    """A payload whose id stands nowhere, and whose state is not final. It goes back to *pending*, as a requeue does."""
+    LEFTOVER = "leftover"
+    """A payload or a place of a task that has ended, or a state of no task. It is removed; a final state stays."""
+    TWICE = "twice"
+    """An id stands in two places, or twice in one list. One stays: the lease that it has, else the place that its state
+    names, else *pending*; of two in a list the older one."""
+    STATUS = "status"
+    """The status is not that of the place. It becomes so."""
+    STATE = "state"
+    """The state is missing, of a foreign type, or has fields that are nothing. It gets defaults: the present time, the
+    default lease, counts of 0."""
+    SCORE = "score"
+    """A lease or a delay ends never, before all time, or so late that the clock was wrong then. A lease gets its length
+    from now on, a delay ends now."""
+    EXPIRY = "expiry"
+    """The state of a live task would expire, or a final one never does. The first stays, the second gets
+    ``result_ttl``."""
+    TYPE = "type"
+    """A structure of the queue is a key of a foreign type. It is left alone: whoever put it there must remove it.
+    Nothing else can be judged until then."""
+
+
+class TorrelqueCheckFinding(NamedTuple):
+    """One thing that is wrong."""
+
+    damage: TorrelqueDamage
+    """What it is."""
+    task_id: str
+    """Which task; the name of a key for ``TorrelqueDamage.TYPE``."""
+    repaired: bool
+    """Whether it has been put right."""
+
+
+class TorrelqueCheckReport(NamedTuple):
+    """What :meth:`Torrelque.check` has found."""
+
+    looked_at: int
+    """How many entries of lists, sets and hashes were looked at, without those that were looked at again."""
+    findings: list[TorrelqueCheckFinding]
+    """All that was found, whether repaired or not."""
+
+    @property
+    def left(self) -> list[TorrelqueCheckFinding]:
+        """What has not been repaired."""
+        return [finding for finding in self.findings if not finding.repaired]

@@ -14,6 +14,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, current_t
 from anyio.abc import TaskStatus
 
 from . import checks
+from .auditing import Audit, Terms
 from .background import Background
 from .batching import Coalescer
 from .calls import (
@@ -47,6 +48,7 @@ from .leasing import keep_lease
 from .listening import Hub
 from .model import (
     SweepReport,
+    TorrelqueCheckReport,
     TorrelqueDeadLetter,
     TorrelqueDurability,
     TorrelqueEnqueuedId,
@@ -733,6 +735,33 @@ class Torrelque:
             done += step.done
             passed += step.looked - step.done
 
+    async def check(
+        self, *, repair: bool = False, grace: float = 2.0, progress: Callable[[int, int], None] | None = None
+    ) -> TorrelqueCheckReport:
+        """Look whether each task stands in exactly one place, with its payload and its state; put right what does not.
+
+        For a queue in use: scripts are short, and what seems wrong counts only if it is so again after *grace*, in one
+        atomic look, with which it is repaired. A queue that is well is not changed. No task is lost:
+        :class:`TorrelqueDamage` tells what becomes of each kind of damage. Memory is needed for the ids of all pending
+        tasks, about 120 bytes each. Let one repair run at a time.
+
+        :param repair: put right what is found
+        :param grace: seconds between the two looks, 0 or more. Producers that write a task in several steps (not those
+            of this library) must be quicker
+        :param progress: called now and then with how much has been looked at, and about how much there is
+        :returns: what was found
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueRedisError: Redis failed; what was repaired until then stays so
+        """
+        wait = checks.seconds("grace", grace)
+        keep = checks.positive_seconds("result_ttl", self.result_ttl)
+        if not isinstance(repair, bool):
+            raise TorrelqueTypeError(f"repair must be a bool, not {type(repair).__name__}: {checks.shown(repair)}")
+        self._check_open()
+        terms = Terms(repair, self._lease(), keep, wait, progress or _ignore)
+        return await Audit(self._coalescer, self._calls, terms).run()
+
     def watch(self, task_id: str, *, timeout: float | None = None) -> AsyncGenerator[TorrelqueTaskState]:
         """Follow a task: ``async for state in queue.watch(task_id): ...``.
 
@@ -815,6 +844,10 @@ class Torrelque:
         scope, self._schedule = self._schedule, None
         if scope is not None:
             scope.cancel()
+
+
+def _ignore(done: int, total: int) -> None:
+    pass
 
 
 def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> TorrelqueLookupError | None:

@@ -225,4 +225,5 @@ def test_reads_are_known_as_such() -> None:
     """Only what changes nothing may be sent again after a lost answer."""
     assert {script.name for script in scripts.ALL if script.reads_only} == {
         "stats", "state", "dead_letters", "count_dead_letters",
+        "shape", "walk", "scan", "look",
     }  # fmt: skip

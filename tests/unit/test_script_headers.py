@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 
 from torrelque import TorrelqueTaskStatus, calls, scripts
-from torrelque.calls import Calls, GivingUp
+from torrelque.calls import Calls, Doubt, GivingUp
 from torrelque.keys import Keys
 
 FILES = {
@@ -46,6 +46,11 @@ SENT = {
     "count_dead_letters": CALLS.count_dead_letters(),
     "requeue_dead_letters": CALLS.requeue_dead_letters([b"a", b"b"], b"", 0),
     "purge_dead_letters": CALLS.purge_dead_letters([b"a", b"b"], b"", 0),
+    "shape": CALLS.shape(),
+    "walk": CALLS.walk("pending", 0, 5, judge=True),
+    "scan": CALLS.scan("tasks", b"0", 5),
+    "look": CALLS.look([Doubt(b"a", b"ghost"), Doubt(b"b", b"orphan", b"x")]),
+    "mend": CALLS.mend([Doubt(b"a", b"ghost"), Doubt(b"b", b"orphan", b"x")], 300, 60),
 }
 #: Operations that are told where dead letters are.
 BURYING = {name for name, script in OPERATIONS.items() if b"KEYS[9]" in script.text}
@@ -135,7 +140,10 @@ UNPACKED = {
     "enqueue": {"states", "ready"},
     "dequeue": {"ids", "leases"},
     "release": {"ids", "ended", "gone"},
+    "judge": {"FIELDS"},
 }
+#: Goes through the keys of the whole server, as nothing else tells which states there are: a bounded part at a time.
+WALKS = {"scan": {"SCAN"}}
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -145,6 +153,7 @@ def test_lua_that_every_server_runs(name: str) -> None:
     unpacked = set(re.findall(r"unpack\((\w+)\)", code))
     assert unpacked == UNPACKED.get(name, set())
     commands = set(re.findall(r"redis\.p?call\(\s*'(\w+)'", code))
-    assert not commands & {"KEYS", "SCAN", "LRANGE0", "SMEMBERS", "HGETALL", "HKEYS", "HVALS", "FLUSHALL", "CONFIG"}
+    assert commands & {"KEYS", "SCAN"} == WALKS.get(name, set())
+    assert not commands & {"LRANGE0", "SMEMBERS", "HGETALL", "HKEYS", "HVALS", "FLUSHALL", "CONFIG"}
     assert "#!lua" not in code
     assert "redis.error_reply" not in code

@@ -352,6 +352,43 @@ def sweep(settings: Settings, every: float | None) -> int:
 
 
 @cli.command(epilog=EXIT_CODES)
+@click.option("--repair", is_flag=True, help="Put right what is found.")
+@click.option(
+    "--grace", type=float, default=2.0, show_default=True, metavar="SECONDS", help="Time between the two looks."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def check(settings: Settings, repair: bool, grace: float, as_json: bool) -> int:
+    """Look whether each task stands in one place, with its payload and its state.
+
+    The queue may be in use: what seems wrong counts only if it is so again after the grace. Without --repair
+    nothing is changed. With it no task is lost: what has a payload and has not ended is delivered. Each finding is a
+    line. The exit code is 1 if something is wrong and was not repaired.
+
+    \b
+    Examples:
+      torrelque check
+      torrelque --queue mails check --repair
+      torrelque check --json
+    """
+    checks.seconds("--grace", grace)
+
+    async def use(queue: Torrelque) -> int:
+        with printing.progress(None, "entries") as bar:
+            report = await queue.check(repair=repair, grace=grace, progress=bar.to)
+        if as_json:
+            click.echo(printing.as_json_text({**report._asdict(), "findings": [f._asdict() for f in report.findings]}))
+        else:
+            for finding in report.findings:
+                click.echo(printing.finding(finding))
+            counts = {"looked_at": report.looked_at, "findings": len(report.findings), "left": len(report.left)}
+            printing.show(counts, as_json)
+        return NOT_SO if report.left else OK
+
+    return _with_queue(settings, use)
+
+
+@cli.command(epilog=EXIT_CODES)
 @click.argument("task_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; times are unix times.")
 @click.pass_obj
@@ -471,12 +508,12 @@ async def _enqueue(queue: Torrelque, tasks: list[Any], terms: Terms) -> int:
 async def _enqueue_lines(queue: Torrelque, descriptor: int, total: int | None, terms: Terms) -> int:
     count = 0
     try:
-        with printing.progress(total) as advance:
+        with printing.progress(total, "tasks") as bar:
             async for lines in reading.portions(descriptor):
                 if tasks := reading.parse_lines(lines):
                     await _enqueue(queue, tasks, terms)
                     count += len(tasks)
-                    advance(len(tasks))
+                    bar.advance(len(tasks))
     except click.ClickException as error:
         raise click.ClickException(f"{error.message}; {count} tasks were enqueued before") from None
     finally:

@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 
-from torrelque.model import TorrelqueTaskState, TorrelqueTaskStatus
+from torrelque.model import TorrelqueCheckFinding, TorrelqueTaskState, TorrelqueTaskStatus
+
+
+class Bar:
+    """A progress bar, which may be not shown."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, count: int) -> None:
+        """Go on by *count*."""
+        self._progress.advance(self._task, count)
+
+    def to(self, done: int, total: int) -> None:
+        """Show *done* of *total*."""
+        self._progress.update(self._task, completed=done, total=total)
 
 
 @contextmanager
-def progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error, if it is a terminal, and not the one where the ids are printed."""
+def progress(total: int | None, what: str) -> Iterator[Bar]:
+    """Show progress on standard error, if it is a terminal, and not the one where results are printed."""
     shown = sys.stderr.isatty() and not sys.stdout.isatty()
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
-        bar = progress.add_task("tasks", total=total)
-        yield lambda count: progress.advance(bar, count)
+        yield Bar(progress, progress.add_task(what, total=total))
+
+
+def finding(found: TorrelqueCheckFinding) -> str:
+    """One thing that is wrong with a task, for people; an id may hold anything."""
+    return f"{found.damage:<9} {'repaired' if found.repaired else 'left':<9} {as_json_text(found.task_id)}"
 
 
 def plain(task_id: str, found: TorrelqueTaskState) -> dict[str, Any]:

@@ -45,8 +45,14 @@ DEAD_LETTERS = _load("dead", "dead_letters", reads_only=True)
 COUNT_DEAD_LETTERS = _load("dead", "count_dead_letters", reads_only=True)
 REQUEUE_DEAD_LETTERS = _load("dead", "requeue_dead_letters", lasting=True)
 PURGE_DEAD_LETTERS = _load("dead", "purge_dead_letters", lasting=True)
+SHAPE = _load("shape", reads_only=True)
+WALK = _load("dead", "judge", "walk", reads_only=True)
+SCAN = _load("dead", "judge", "scan", reads_only=True)
+LOOK = _load("dead", "judge", "seek", "look", reads_only=True)
+MEND = _load("dead", "judge", "seek", "promote", "mend", lasting=True)
 
 ALL = (
     ENQUEUE, DEQUEUE, REQUEUE, RELEASE, EXTEND, HANDBACK, SWEEP, STATS, STATE,
     DEAD_LETTERS, COUNT_DEAD_LETTERS, REQUEUE_DEAD_LETTERS, PURGE_DEAD_LETTERS,
+    SHAPE, WALK, SCAN, LOOK, MEND,
 )  # fmt: skip
