@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from redis import Redis
 from support import Server
 
 from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTaskStatus, __version__, cli
@@ -21,7 +22,7 @@ from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTaskStatus, __version
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 30.0
 DEAD = "redis://127.0.0.1:1/0"
-COMMANDS = ["demo", "enqueue", "state", "stats", "sweep", "watch"]
+COMMANDS = ["check", "demo", "enqueue", "state", "stats", "sweep", "watch"]
 
 
 class Command:
@@ -328,6 +329,39 @@ def test_sweep_until_a_signal(torrelque: Command, number: signal.Signals, backen
         process.send_signal(number)
         _, said = process.communicate(timeout=BOUND)
     assert (process.returncode, said) == (0, "")
+
+
+# check
+
+
+def test_check(torrelque: Command, admin: Redis) -> None:
+    """What is wrong is a line each, and the exit code 1; with --repair it is put right, and the code 0."""
+    torrelque("enqueue", "1", "--id", "t")
+    assert torrelque("check", "--grace", "0").stdout.split() == ["looked_at", "3", "findings", "0", "left", "0"]
+    admin.delete(f"{torrelque.queue}:pending")
+    admin.rpush(f"{torrelque.queue}:pending", "\x1b[2J")
+    done = torrelque("check", "--grace", "0")
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert sorted(line.split() for line in lines[:2]) == [
+        ["ghost", "left", '"\\u001b[2J"'],
+        ["orphan", "left", '"t"'],
+    ]
+    assert lines[-1].split() == ["left", "2"]
+    done = torrelque("check", "--repair", "--grace", "0", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert sorted(finding["damage"] for finding in report["findings"]) == ["ghost", "orphan"]
+    assert all(finding["repaired"] for finding in report["findings"])
+    assert torrelque("check", "--grace", "0").returncode == 0
+    assert torrelque.take() == [1]
+
+
+def test_check_of_nonsense(torrelque: Command) -> None:
+    """A grace that is none is a mistake of the user."""
+    done = torrelque("check", "--grace", "nan")
+    assert done.returncode == 2
+    assert "--grace" in complaint(done)
 
 
 # watch
