@@ -12,6 +12,8 @@ import (
 // The reasons that this program acts upon; the contract in proto/ has them all.
 const (
 	reasonTaskNotFound   = "TASK_NOT_FOUND"
+	reasonTaskNotWorking = "TASK_NOT_WORKING"
+	reasonLeaseLost      = "LEASE_LOST"
 	reasonOutcomeUnknown = "OUTCOME_UNKNOWN"
 	reasonServerDraining = "SERVER_DRAINING"
 )
@@ -58,12 +60,28 @@ func failureError(c codes.Code, reason, message string) error {
 	return detailed.Err()
 }
 
+// errNoStream says that nothing can be said or heard on a stream now.
+var errNoStream = status.Error(codes.Unavailable, "no stream")
+
+// itemError is nil for nil.
 func itemError(e *pb.ItemError) error {
+	if e == nil {
+		return nil
+	}
 	return failureError(codes.Code(e.GetCode()), e.GetReason(), e.GetMessage())
 }
 
 // codeName spells NOT_FOUND where Go says NotFound.
 func codeName(c codes.Code) string { return code.Code(c).String() }
+
+// isLost tells whether the server has said that a task is not ours any more.
+func isLost(err error) bool {
+	reason := describe(err).Reason
+	if reason == nil {
+		return false
+	}
+	return *reason == reasonLeaseLost || *reason == reasonTaskNotFound || *reason == reasonTaskNotWorking
+}
 
 // isPermanent tells whether the same request would be refused again.
 func isPermanent(err error) bool {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -23,17 +24,19 @@ const (
 type held struct {
 	task     *pb.Task
 	from     *link
-	drop     context.CancelFunc // ends its work
-	done     bool               // the work is; what is left to say is how it ended
-	say      *pb.Settlement     // next; nil if there is nothing
-	busy     bool               // something is unsent or unanswered: the server hears one thing at a time of a task
-	repeated bool               // the release was sent before, and nobody knows what came of it
+	lease    *lease
+	done     bool           // the work is; what is left to say is how it ended
+	say      *pb.Settlement // next; nil if there is nothing
+	extended chan<- error   // takes the answer to that if it is an extension
+	busy     bool           // something is unsent or unanswered: the server hears one thing at a time of a task
+	repeated bool           // the release was sent before, and nobody knows what came of it
 }
 
 // word is what was said of a task, until it is answered.
 type word struct {
 	held       *held
 	settlement *pb.Settlement
+	extended   chan<- error // takes the answer to an extension
 }
 
 type taskEvent struct {
@@ -49,56 +52,98 @@ func (c *consumer) take(life context.Context, task *pb.Task) {
 		c.giveBack(life, task)
 		return
 	}
+	h := &held{task: task, from: c.link, lease: newLease(task.GetTimeout().AsDuration(), time.Now())}
 	c.out.print(taskEvent{Event: "delivered", TaskID: task.GetTaskId(), DequeueCount: task.GetDequeueCount()})
-	ctx, cancel := context.WithCancel(life)
-	h := &held{task: task, from: c.link, drop: cancel}
 	c.held[h] = struct{}{}
 	c.working++
-	c.others.Go(func() { c.attend(ctx, h) })
+	c.others.Go(func() { c.attend(life, h) })
 }
 
-// attend works on a task, and lets its lease be extended at every half of it meanwhile.
-func (c *consumer) attend(ctx context.Context, h *held) {
-	beating, still := context.WithCancel(ctx)
-	defer still()
-	c.others.Go(func() { c.beat(beating, h) })
+// attend works on a task as long as its lease can be kept. The context of the work ends before the lease does.
+func (c *consumer) attend(life context.Context, h *held) {
+	ctx, stop := context.WithCancelCause(life)
+	defer stop(nil)
+	c.others.Go(func() {
+		stop(h.lease.keep(ctx, func(trying context.Context, failed bool) error { return c.extend(trying, h, failed) }))
+	})
 
+	var action *pb.ReleaseAction
 	select {
 	case c.slots <- struct{}{}:
+		action = c.work(ctx, h.task)
+		<-c.slots
 	case <-ctx.Done():
-		return
 	}
-	action := c.work(ctx, h.task)
-	<-c.slots
-	c.post(ctx, func() {
+	lost := context.Cause(ctx)
+	c.post(life, func() {
+		if lost != nil {
+			c.lose(h, lost)
+			return
+		}
 		c.finishWork(h)
 		c.tell(h, &pb.Settlement{Action: &pb.Settlement_Release{Release: action}})
 	})
 }
 
-func (c *consumer) beat(ctx context.Context, h *held) {
-	half := h.task.GetTimeout().AsDuration() / 2
-	if half <= 0 {
-		return
+// extend asks once for a whole lease from now: on the stream, whose server knows then that the task is still in hand.
+// If that does not answer, by a call on a connection of its own, for the other one may have died without a word.
+func (c *consumer) extend(ctx context.Context, h *held, failed bool) error {
+	err := errNoStream
+	if !failed {
+		err = c.extendOnStream(ctx, h)
 	}
-	ticker := time.NewTicker(half)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-			c.post(ctx, func() {
-				if !h.done {
-					c.tell(h, extension())
-				}
-			})
-		case <-ctx.Done():
+	if failed || errors.Is(err, errNoStream) {
+		err = c.extendApart(ctx, h.task)
+	}
+	if err == nil {
+		c.out.print(taskEvent{Event: "extended", TaskID: h.task.GetTaskId()})
+	}
+	return err
+}
+
+func (c *consumer) extendOnStream(ctx context.Context, h *held) error {
+	answer := make(chan error, 1)
+	c.post(ctx, func() {
+		if c.link == nil || !c.link.opened {
+			answer <- errNoStream
 			return
 		}
+		h.extended = answer
+		c.tell(h, &pb.Settlement{Action: &pb.Settlement_Extend{Extend: &pb.ExtendAction{}}})
+	})
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-func extension() *pb.Settlement {
-	return &pb.Settlement{Action: &pb.Settlement_Extend{Extend: &pb.ExtendAction{}}}
+func (c *consumer) extendApart(ctx context.Context, task *pb.Task) error {
+	connection, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	_, err = pb.NewTorrelqueServiceClient(connection).ExtendLease(ctx, &pb.ExtendLeaseRequest{
+		Queue:        c.queue,
+		TaskId:       task.GetTaskId(),
+		DequeueCount: proto.Int32(task.GetDequeueCount()),
+	})
+	return err
+}
+
+// lose is for a task whose work was stopped, because its lease is lost or may soon be: there is nothing to settle.
+func (c *consumer) lose(h *held, why error) {
+	if !c.hasInHand(h) {
+		return
+	}
+	if isLost(why) {
+		c.refuse(h, why)
+		return
+	}
+	c.forget(h)
+	c.out.print(taskEvent{Event: "lost", TaskID: h.task.GetTaskId(), DequeueCount: h.task.GetDequeueCount()})
 }
 
 // work does the work and returns how the task ends. Nothing is done with it if ctx has ended.
@@ -123,7 +168,6 @@ func (c *consumer) finishWork(h *held) {
 		return
 	}
 	h.done = true
-	h.drop()
 	c.working--
 	if c.link != nil && c.link != h.from {
 		c.link.carried--
@@ -161,8 +205,8 @@ func (c *consumer) takeUnsent() []word {
 	count := min(len(c.unsent), batchLimit)
 	words := make([]word, count)
 	for i, h := range c.unsent[:count] {
-		words[i] = word{h, h.say}
-		h.say = nil
+		words[i] = word{h, h.say, h.extended}
+		h.say, h.extended = nil, nil
 	}
 	c.unsent = c.unsent[count:]
 	return words
@@ -172,7 +216,11 @@ func (c *consumer) takeUnsent() []word {
 func (c *consumer) takeBack(sent map[uint64][]word) {
 	for _, words := range sent {
 		for _, w := range words {
-			w.held.repeated = w.held.repeated || w.settlement.GetRelease() != nil
+			if w.settlement.GetRelease() == nil {
+				c.answerExtension(w, errNoStream)
+				continue
+			}
+			w.held.repeated = true
 			c.sayAgain(w)
 		}
 	}
@@ -199,31 +247,32 @@ func (c *consumer) settled(life context.Context, answer *pb.ConsumeSettled) {
 }
 
 func (c *consumer) answered(life context.Context, w word, failed *pb.ItemError) {
-	h, isRelease := w.held, w.settlement.GetRelease() != nil
+	h := w.held
 	switch {
-	case failed == nil && isRelease:
-		c.confirm(h)
+	case w.settlement.GetRelease() == nil:
+		c.answerExtension(w, itemError(failed))
 	case failed == nil:
-		c.out.print(taskEvent{Event: "extended", TaskID: h.task.GetTaskId()})
-		c.next(h)
+		c.confirm(h)
 	case isPassing(codes.Code(failed.GetCode())):
 		c.trouble = itemError(failed)
-		h.repeated = h.repeated || isRelease && !isUntouched(failed)
+		h.repeated = h.repeated || !isUntouched(failed)
 		c.after(life, jitter(againDelay), func() { c.sayAgain(w) })
-	case isRelease && h.repeated && failed.GetReason() == reasonTaskNotFound:
+	case h.repeated && failed.GetReason() == reasonTaskNotFound:
 		c.confirm(h)
-	case isRelease && h.repeated && isFinal(failed.GetStatus()) && failed.GetDequeueCount() == h.task.GetDequeueCount():
+	case h.repeated && isFinal(failed.GetStatus()) && failed.GetDequeueCount() == h.task.GetDequeueCount():
 		c.confirm(h) // a result keeps the state for a while: it ended with our delivery, so by our first attempt
 	default:
-		c.refuse(h, failed)
+		c.refuse(h, itemError(failed))
 	}
 }
 
-// next goes on with what has come up while the server was busy with the task.
-func (c *consumer) next(h *held) {
-	h.busy = false
-	if h.say != nil {
-		c.tell(h, h.say)
+// answerExtension tells who waits for it, who may have gone to ask elsewhere, and goes on with what has come up while
+// the server was busy with the task.
+func (c *consumer) answerExtension(w word, err error) {
+	w.extended <- err // there is room for it, whether somebody waits or not
+	w.held.busy = false
+	if w.held.say != nil {
+		c.tell(w.held, w.held.say)
 	}
 }
 
@@ -237,11 +286,11 @@ func (c *consumer) confirm(h *held) {
 	}
 }
 
-// refuse is for a task that was lost: its work is stopped, or the result is dropped.
-func (c *consumer) refuse(h *held, failed *pb.ItemError) {
+// refuse is for a task that was lost, as the server says: its work was stopped, or the result is dropped.
+func (c *consumer) refuse(h *held, why error) {
 	c.forget(h)
-	reason := cmp.Or(failed.GetReason(), codeName(codes.Code(failed.GetCode())))
-	c.out.print(taskEvent{Event: "refused", TaskID: h.task.GetTaskId(), Reason: reason})
+	said := describe(why)
+	c.out.print(taskEvent{Event: "refused", TaskID: h.task.GetTaskId(), Reason: *cmp.Or(said.Reason, &said.Code)})
 }
 
 // giveBack returns a task that was on its way while the consumer stopped. The stream may be half-closed by now, so this

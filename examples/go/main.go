@@ -12,6 +12,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"google.golang.org/grpc"
+
 	pb "github.com/torrelque/torrelque/examples/go/gen/torrelque/v1"
 )
 
@@ -26,6 +28,7 @@ const (
 type session struct {
 	client pb.TorrelqueServiceClient
 	queue  string
+	dial   func() (*grpc.ClientConn, error) // makes another connection
 	out    *printer
 	log    *log.Logger
 }
@@ -75,6 +78,7 @@ func perform(
 	return command.run(ctx, &session{
 		client: pb.NewTorrelqueServiceClient(connection),
 		queue:  options.queue,
+		dial:   func() (*grpc.ClientConn, error) { return dial(options) },
 		out:    out,
 		log:    logger,
 	})

@@ -2,9 +2,12 @@
 
 import { EventEmitter } from 'node:events';
 import { status as codes } from '@grpc/grpc-js';
+import { openClient } from './client.js';
 import { work } from './digest.js';
 import { toSeconds } from './durations.js';
 import { emit } from './events.js';
+import { Failure } from './failures.js';
+import { Lease, LeaseEnds, NotExtended, now } from './lease.js';
 import { Slots } from './slots.js';
 import { StreamLost } from './stream.js';
 import { pause, Waits } from './waits.js';
@@ -38,6 +41,7 @@ class Refused extends Error {
  * @typedef {object} Delivery
  * @property {Task} task
  * @property {import('./stream.js').Stream} stream the one that brought it, where it counts as outstanding
+ * @property {number} came when, by the monotonic clock
  * @property {boolean} settling the work is done, and the server is being told
  */
 
@@ -134,8 +138,8 @@ export class Hands extends EventEmitter {
    * @param {Task} task
    */
   take(stream, task) {
+    const delivery = { task, stream, came: now(), settling: false };
     emit('delivered', { task_id: task.taskId, dequeue_count: task.dequeueCount });
-    const delivery = { task, stream, settling: false };
     this.#held.add(delivery);
     this.#changed();
     void this.#handle(delivery);
@@ -147,9 +151,12 @@ export class Hands extends EventEmitter {
    * @param {Delivery} delivery
    */
   async #handle(delivery) {
-    const { task } = delivery;
-    const over = new AbortController(); // the work is done, or (with a Refused) in vain
-    this.#keepLease(delivery, over.signal).catch((refusal) => over.abort(refusal));
+    const { task, came } = delivery;
+    const lease = new Lease(toSeconds(task.timeout), came);
+    const over = new AbortController(); // the work is done, or (with a Refused or LeaseEnds) in vain
+    lease
+      .keep(over.signal, (failed, seconds) => this.#extend(task, failed, seconds))
+      .catch((lost) => over.abort(lost));
     try {
       const release = await this.#slots.run(() =>
         work(task.payload?.data ?? Buffer.alloc(0), this.#options.hold, over.signal),
@@ -158,13 +165,15 @@ export class Hands extends EventEmitter {
       over.abort();
       delivery.settling = true;
       this.#changed();
-      await this.#tell(task, { release });
+      await this.#tell(task, release);
       this.released += 1;
       emit('released', { task_id: task.taskId, dequeue_count: task.dequeueCount });
     } catch (error) {
-      const cause = over.signal.reason instanceof Refused ? over.signal.reason : error;
-      if (!(cause instanceof Refused)) throw error;
-      emit('refused', { task_id: task.taskId, reason: cause.reason });
+      // Work that was stopped has nothing to settle any more.
+      const cause = delivery.settling ? error : (over.signal.reason ?? error);
+      if (cause instanceof Refused) emit('refused', { task_id: task.taskId, reason: cause.reason });
+      else if (cause instanceof LeaseEnds) emit('lost', { task_id: task.taskId, dequeue_count: task.dequeueCount });
+      else throw cause;
     } finally {
       this.#held.delete(delivery);
       this.#changed();
@@ -172,21 +181,37 @@ export class Hands extends EventEmitter {
   }
 
   /**
-   * Extends the lease at half its length until the work is over.
+   * Asks once for a whole lease from now: on the stream, whose server knows then that the task is still in hand. If
+   * that does not answer, by a call on a connection of its own, for the other one may have died without a word.
    *
-   * @param {Delivery} delivery
-   * @param {AbortSignal} over
-   * @throws {Refused} when the lease is lost
+   * @param {Task} task
+   * @param {boolean} failed the last try has
+   * @param {number} seconds until another try is made
+   * @throws {NotExtended | Refused}
    */
-  async #keepLease({ task, stream }, over) {
-    const half = toSeconds(task.timeout) / 2;
-    for (;;) {
-      // A stream that ends is noticed: on the next one the lease is extended at once, for time may have passed.
-      await pause(half, over, stream.ended);
-      if (over.aborted) return;
-      stream = await this.#tell(task, { extend: {} });
-      if (over.aborted) return;
-      emit('extended', { task_id: task.taskId });
+  async #extend(task, failed, seconds) {
+    const { stream } = this.#link;
+    const reason = failed || !stream ? await this.#extendApart(task, seconds) : await extendOn(stream, task);
+    if (LOST.includes(reason)) throw new Refused(reason);
+    if (reason) throw new NotExtended(reason);
+    emit('extended', { task_id: task.taskId });
+  }
+
+  /**
+   * @param {Task} task
+   * @param {number} seconds
+   * @returns {Promise<string>} why not; empty if it was done
+   */
+  async #extendApart({ taskId, dequeueCount }, seconds) {
+    const client = openClient(this.#options);
+    try {
+      await client.call('extendLease', { queue: this.#options.queue, taskId, dequeueCount }, seconds);
+      return '';
+    } catch (error) {
+      if (error instanceof Failure) return error.reason ?? error.code;
+      throw error;
+    } finally {
+      client.close();
     }
   }
 
@@ -194,22 +219,18 @@ export class Hands extends EventEmitter {
    * Sends a settlement until it is answered. It is fenced by dequeueCount, so a repeat is harmless.
    *
    * @param {Task} task
-   * @param {{release?: object, extend?: object}} action
-   * @returns {Promise<import('./stream.js').Stream>} the stream on which it was done
+   * @param {object} release
    * @throws {Refused}
    */
-  async #tell({ taskId, dequeueCount }, action) {
+  async #tell({ taskId, dequeueCount }, release) {
     const waits = new Waits();
     let inDoubt = false; // it was sent before, and that answer is lost
     for (;;) {
       const stream = await this.#link.current();
       try {
-        const error = await stream.settle({ taskId, dequeueCount, ...action });
-        if (!error) return stream;
-        if (action.release && inDoubt && wasReleased(dequeueCount, error)) return stream;
-        if (LOST.includes(error.reason) || (action.release && !TRANSIENT.includes(error.code))) {
-          throw new Refused(error.reason);
-        }
+        const error = await stream.settle({ taskId, dequeueCount, release });
+        if (!error || (inDoubt && wasReleased(dequeueCount, error))) return;
+        if (LOST.includes(error.reason) || !TRANSIENT.includes(error.code)) throw new Refused(error.reason);
         inDoubt ||= error.reason === 'OUTCOME_UNKNOWN';
         await pause(waits.next());
       } catch (error) {
@@ -224,6 +245,21 @@ export class Hands extends EventEmitter {
     this.emit('change');
     const { stream } = this.#link;
     stream?.grant(this.allowance(stream));
+  }
+}
+
+/**
+ * @param {import('./stream.js').Stream} stream
+ * @param {Task} task
+ * @returns {Promise<string>} why not; empty if it was done
+ */
+async function extendOn(stream, { taskId, dequeueCount }) {
+  try {
+    const error = await stream.settle({ taskId, dequeueCount, extend: {} });
+    return error ? error.reason || 'UNKNOWN' : '';
+  } catch (error) {
+    if (error instanceof StreamLost) return 'UNAVAILABLE';
+    throw error;
   }
 }
 

@@ -37,6 +37,8 @@ _SERVICE_CONFIG = {
 }
 
 _CHANNEL_OPTIONS = [
+    # Channels to one address would share a connection: one that is opened because of a doubt is to have its own.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # A peer that has vanished without a word is noticed after 40 s, also between calls.
     ("grpc.keepalive_time_ms", 30_000),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
+from .client import CALL_TIMEOUT, open_client
 from .digest import work
 from .events import emit
+from .failures import Failure
+from .lease import Lease, LeaseEnds, NotExtended
 from .link import Link
 from .options import Options
 from .stream import Stream, StreamLost
@@ -40,6 +43,8 @@ class Delivery:
     task: pb.Task
     #: The stream that brought it, where it counts as outstanding.
     stream: Stream
+    #: When it came, by the clock of the event loop.
+    came: float
     #: The work is done, and the server is being told.
     settling: bool = False
 
@@ -87,8 +92,8 @@ class Hands:
 
     def take(self, stream: Stream, task: pb.Task) -> None:
         """Begin with a task."""
+        delivery = Delivery(task, stream, asyncio.get_running_loop().time())
         emit("delivered", task_id=task.task_id, dequeue_count=task.dequeue_count)
-        delivery = Delivery(task, stream)
         self._held.add(delivery)
         self._changed()
         self._group.create_task(self._handle(delivery))
@@ -96,49 +101,69 @@ class Hands:
     async def _handle(self, delivery: Delivery) -> None:
         """See a task through, from its delivery to the answer to its settlement."""
         task = delivery.task
+        lease = Lease(task.timeout.ToTimedelta().total_seconds(), delivery.came)
+        said: tuple[str, dict[str, str | int]] = "released", {"dequeue_count": task.dequeue_count}
         try:
-            # A lease that is lost ends the group, and with it the work.
+            # A lease that is lost ends the group, and with it the work. Then there is nothing to settle any more.
             async with asyncio.TaskGroup() as group:
-                lease = group.create_task(self._keep_lease(delivery))
+                keeper = group.create_task(lease.keep(partial(self._extend, task)))
                 async with self._slots:
                     release = await work(task.payload.data, self._options.hold)
-                lease.cancel()
+                keeper.cancel()
             delivery.settling = True
             self._changed()
-            await self._tell(task, release=release)
-        except* Refused as group_of_refusals:
-            refusal = group_of_refusals.exceptions[0]
-            assert isinstance(refusal, Refused)
-            emit("refused", task_id=task.task_id, reason=refusal.reason)
-        else:
+            await self._tell(task, release)
             self.released += 1
-            emit("released", task_id=task.task_id, dequeue_count=task.dequeue_count)
+        except* Refused as refusals:
+            refusal = refusals.exceptions[0]
+            assert isinstance(refusal, Refused)
+            said = "refused", {"reason": refusal.reason}
+        except* LeaseEnds:
+            said = "lost", {"dequeue_count": task.dequeue_count}
         finally:
             self._held.discard(delivery)
             self._changed()
+        emit(said[0], task_id=task.task_id, **said[1])
 
-    async def _keep_lease(self, delivery: Delivery) -> None:
-        """Extend the lease at half its length, for ever."""
-        half = delivery.task.timeout.ToTimedelta().total_seconds() / 2
-        stream = delivery.stream
-        while True:
-            # A stream that ends is noticed: on the next one the lease is extended at once, for time may have passed.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(half):
-                    await stream.ended.wait()
-            stream = await self._tell(delivery.task, extend=pb.ExtendAction())
-            emit("extended", task_id=delivery.task.task_id)
+    async def _extend(self, task: pb.Task, failed: bool) -> None:
+        """Ask once for a whole lease from now. Raises NotExtended, or Refused.
 
-    async def _tell(
-        self, task: pb.Task, *, release: pb.ReleaseAction | None = None, extend: pb.ExtendAction | None = None
-    ) -> Stream:
-        """Send a settlement until it is answered, and say on which stream it was done. Raises Refused.
+        On the stream, whose server knows then that the task is still in hand. If that does not answer, by a call on a
+        connection of its own, for the other one may have died without a word.
+        """
+        if failed or self._link.stream is None:
+            await self._extend_apart(task)
+        else:
+            await self._extend_on(self._link.stream, task)
+        emit("extended", task_id=task.task_id)
+
+    async def _extend_on(self, stream: Stream, task: pb.Task) -> None:
+        try:
+            error = await stream.settle(
+                pb.Settlement(task_id=task.task_id, dequeue_count=task.dequeue_count, extend=pb.ExtendAction())
+            )
+        except StreamLost as lost:
+            raise NotExtended from lost
+        if error is not None:
+            raise Refused(error.reason) if error.reason in LOST else NotExtended(error.reason)
+
+    async def _extend_apart(self, task: pb.Task) -> None:
+        request = pb.ExtendLeaseRequest(
+            queue=self._options.queue, task_id=task.task_id, dequeue_count=task.dequeue_count
+        )
+        try:
+            async with open_client(self._options) as client:
+                await client.stub.ExtendLease(request, metadata=client.metadata, timeout=CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            reason = Failure.of(error).reason
+            raise Refused(reason) if reason in LOST else NotExtended(reason) from error
+
+    async def _tell(self, task: pb.Task, release: pb.ReleaseAction) -> None:
+        """Send a settlement until it is answered. Raises Refused.
 
         It is fenced by dequeue_count, so a repeat is harmless.
         """
-        settlement = pb.Settlement(
-            task_id=task.task_id, dequeue_count=task.dequeue_count, release=release, extend=extend
-        )
+        settlement = pb.Settlement(task_id=task.task_id, dequeue_count=task.dequeue_count, release=release)
         waits = Waits()
         in_doubt = False  # it was sent before, and that answer is lost
         while True:
@@ -148,11 +173,9 @@ class Hands:
             except StreamLost as lost:
                 in_doubt |= lost.sent
                 continue
-            if error is None:
-                return stream
-            if release is not None and in_doubt and _was_released(task, error):
-                return stream
-            if error.reason in LOST or (release is not None and error.code not in TRANSIENT):
+            if error is None or (in_doubt and _was_released(task, error)):
+                return
+            if error.reason in LOST or error.code not in TRANSIENT:
                 raise Refused(error.reason)
             in_doubt |= error.reason == "OUTCOME_UNKNOWN"
             await asyncio.sleep(waits.next())

@@ -24,6 +24,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
+import java.util.function.Supplier;
 import java.util.stream.Stream;
 
 /** The channel to the server and what every call needs: one of it serves a whole program. */
@@ -37,17 +38,25 @@ final class Client implements AutoCloseable {
     /** For the server's logs and metrics. */
     static final String WORKER_ID = "java-" + ProcessHandle.current().pid();
 
+    private final Supplier<ManagedChannel> channels;
     private final ManagedChannel channel;
     private final String queue;
 
-    private Client(ManagedChannel channel, String queue) {
-        this.channel = channel;
+    private Client(Supplier<ManagedChannel> channels, String queue) {
+        this.channels = channels;
+        this.channel = channels.get();
         this.queue = queue;
     }
 
     static Client open(Options options) throws UsageException, IOException {
         var address = address(options.text("address", "TORRELQUE_ADDRESS").orElse("127.0.0.1:50051"));
-        var channel = Grpc.newChannelBuilderForAddress(address.getHost(), address.getPort(), credentials(options))
+        var credentials = credentials(options);
+        var queue = options.text("queue", "TORRELQUE_QUEUE").orElse("");
+        return new Client(() -> channel(address, credentials), queue);
+    }
+
+    private static ManagedChannel channel(URI address, ChannelCredentials credentials) {
+        return Grpc.newChannelBuilderForAddress(address.getHost(), address.getPort(), credentials)
                 // Finds out that the peer is gone when nothing else would: a waiting stream is silent.
                 .keepAliveTime(30, TimeUnit.SECONDS)
                 .keepAliveTimeout(10, TimeUnit.SECONDS)
@@ -57,7 +66,11 @@ final class Client implements AutoCloseable {
                 .perRpcBufferLimit(4 << 20)
                 .defaultServiceConfig(serviceConfig())
                 .build();
-        return new Client(channel, options.text("queue", "TORRELQUE_QUEUE").orElse(""));
+    }
+
+    /** A client with a connection of its own. */
+    Client another() {
+        return new Client(channels, queue);
     }
 
     private static URI address(String text) throws UsageException {
@@ -130,6 +143,10 @@ final class Client implements AutoCloseable {
         return TorrelqueServiceGrpc.newStub(channel).withExecutor(executor);
     }
 
+    TorrelqueServiceStub async(Executor executor, Duration deadline) {
+        return async(executor).withDeadlineAfter(deadline.toNanos(), TimeUnit.NANOSECONDS);
+    }
+
     /**
      * Lets the next call connect anew, and fail or not by that. Left alone after a failure, gRPC waits up to two
      * minutes between two attempts, and fails all calls meanwhile.
@@ -138,6 +155,11 @@ final class Client implements AutoCloseable {
         if (channel.getState(false) == ConnectivityState.TRANSIENT_FAILURE) {
             channel.enterIdle();
         }
+    }
+
+    /** Closes without waiting: calls that are not answered yet fail. */
+    void drop() {
+        channel.shutdownNow();
     }
 
     @Override

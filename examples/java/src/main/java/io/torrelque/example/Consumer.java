@@ -48,7 +48,7 @@ final class Consumer implements ConsumeStream.Listener {
     Consumer(Client client, Settings settings) {
         this.client = client;
         this.settings = settings;
-        this.hands = new Hands(loop, settings.credit(), settings.hold(), this::fewerInHand);
+        this.hands = new Hands(client, loop, settings.credit(), settings.hold(), this::fewerInHand);
     }
 
     /** Returns the exit code when all is done. */

@@ -43,6 +43,8 @@ final class Events {
 
     record Refused(String taskId, String reason) implements Event {}
 
+    record Lost(String taskId, int dequeueCount) implements Event {}
+
     record Reconnecting(String code, String reason, double delay) implements Event {}
 
     record Consumed(int tasks) implements Event {}

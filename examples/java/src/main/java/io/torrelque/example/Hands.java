@@ -1,6 +1,8 @@
 package io.torrelque.example;
 
 import io.grpc.Status;
+import io.grpc.stub.StreamObserver;
+import io.torrelque.v1.ExtendLeaseResponse;
 import io.torrelque.v1.ItemError;
 import io.torrelque.v1.ReleaseAction;
 import io.torrelque.v1.Settlement;
@@ -8,6 +10,7 @@ import io.torrelque.v1.Task;
 import java.time.Duration;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 
@@ -19,6 +22,10 @@ final class Hands {
     /** Before a settlement is sent again that could not be applied. */
     private static final Duration ITEM_RETRY = Duration.ofSeconds(1);
 
+    /** The task is not ours any more: its work is in vain. */
+    private static final Set<String> LOST = Set.of("LEASE_LOST", "TASK_NOT_FOUND", "TASK_NOT_WORKING");
+
+    private final Client client;
     private final Loop loop;
     private final Duration hold;
     private final Runnable onFewer;
@@ -30,7 +37,8 @@ final class Hands {
 
     private int released;
 
-    Hands(Loop loop, int threads, Duration hold, Runnable onFewer) {
+    Hands(Client client, Loop loop, int threads, Duration hold, Runnable onFewer) {
+        this.client = client;
         this.loop = loop;
         this.hold = hold;
         this.onFewer = onFewer;
@@ -51,19 +59,23 @@ final class Hands {
     }
 
     void take(Task task) {
+        var came = System.nanoTime();
         Events.print(new Events.Delivered(task.getTaskId(), task.getDequeueCount()));
         var job = new Job(task);
         jobs.put(job.id(), job);
-        job.begin(workers.submit(() -> work(job, task)), loop.every(job.heartbeatInterval(), () -> extend(job)));
+        Lease.Try extend = (failed, patience, extended) -> extend(job, failed, patience, extended);
+        var lease = new Lease(loop, Wire.duration(task.getTimeout()), came, extend, () -> leaseEnds(job));
+        job.keep(lease, workers.submit(() -> work(job, task)));
     }
 
-    /** Runs in the pool. */
+    /** Runs in the pool. When the lease cannot be kept, the thread is interrupted. */
     private void work(Job job, Task task) {
+        job.begin();
         try {
             var action = Work.on(task.getPayload(), hold);
             loop.execute(() -> finished(job, action));
-        } catch (InterruptedException dropped) {
-            // The task is not ours any more, or the program ends.
+        } catch (InterruptedException lost) {
+            loop.execute(() -> stopped(job));
         } catch (Error broken) {
             loop.execute(() -> {
                 throw broken;
@@ -72,8 +84,30 @@ final class Hands {
     }
 
     private void finished(Job job, ReleaseAction action) {
+        if (job.loss() != null) {
+            stopped(job);
+            return;
+        }
         job.finish(action);
         settle(job);
+    }
+
+    /** The work was interrupted for the loss of its lease, and has ended: there is nothing to settle. */
+    private void stopped(Job job) {
+        if (holds(job)) {
+            Events.print(job.loss());
+            remove(job);
+        }
+    }
+
+    private void lose(Job job, Events.Event loss) {
+        if (holds(job) && job.loss() == null && !job.interrupt(loss)) {
+            stopped(job);
+        }
+    }
+
+    private void leaseEnds(Job job) {
+        lose(job, new Events.Lost(job.id().taskId(), job.id().dequeueCount()));
     }
 
     void abandon() {
@@ -82,31 +116,67 @@ final class Hands {
 
     // What is said
 
-    /** The stream is open: settle what is done, and hear whether the rest is still ours. */
+    /** The stream is open: settle what is done. */
     void settleOn(ConsumeStream stream) {
         this.stream = stream;
-        jobs.values().forEach(this::settle);
+        jobs.values().stream().filter(Job::isFinished).forEach(this::settle);
     }
 
     /** The stream is lost, and with it the answers that are due. */
     void settleLater() {
         stream = null;
+        jobs.values().forEach(Job::forgetExtensions);
     }
 
     private void settle(Job job) {
-        if (canSettle(job)) {
-            stream.settle(job.isFinished() ? job.nextRelease() : job.extension());
+        if (holds(job) && canSettle()) {
+            stream.settle(job.nextRelease());
         }
     }
 
-    private void extend(Job job) {
-        if (canSettle(job)) {
-            stream.settle(job.extension());
+    /**
+     * Asks once for a whole lease from now: on the stream, whose server knows then that the task is still in hand. If
+     * that does not answer, by a call on a connection of its own, for the other one may have died without a word.
+     */
+    private void extend(Job job, boolean failed, Duration patience, Runnable extended) {
+        Runnable done = () -> {
+            Events.print(new Events.Extended(job.id().taskId()));
+            extended.run();
+        };
+        if (failed || !canSettle()) {
+            extendApart(job, patience, done);
+        } else {
+            stream.settle(job.extension(done));
         }
     }
 
-    private boolean canSettle(Job job) {
-        return holds(job) && stream != null && !stream.isHalfClosed();
+    private void extendApart(Job job, Duration patience, Runnable extended) {
+        var apart = client.another();
+        var request = job.extensionApart().setQueue(client.queue()).build();
+        apart.async(loop, patience).extendLease(request, new StreamObserver<>() {
+            @Override
+            public void onNext(ExtendLeaseResponse response) {
+                extended.run();
+            }
+
+            @Override
+            public void onError(Throwable thrown) {
+                apart.drop();
+                var reason = Failure.of(thrown).reason();
+                if (reason != null && LOST.contains(reason)) {
+                    lose(job, new Events.Refused(job.id().taskId(), reason));
+                }
+            }
+
+            @Override
+            public void onCompleted() {
+                apart.drop();
+            }
+        });
+    }
+
+    private boolean canSettle() {
+        return stream != null && !stream.isHalfClosed();
     }
 
     private boolean holds(Job job) {
@@ -120,16 +190,20 @@ final class Hands {
         if (job != null && settlement.hasRelease()) {
             released(job);
         } else if (job != null) {
-            Events.print(new Events.Extended(job.id().taskId()));
+            job.extensionAnswered(true);
         }
     }
 
     void failed(Settlement settlement, ItemError error) {
         var job = jobs.get(Job.Id.of(settlement));
-        if (job == null || job.isFinished() && !settlement.hasRelease()) {
-            return; // The answer to its release decides.
+        if (job == null) {
+            return;
         }
-        var known = settlement.hasRelease() && job.isReleaseRepeated() ? error.getReason() : "";
+        if (!settlement.hasRelease()) {
+            notExtended(job, error.getReason());
+            return;
+        }
+        var known = job.isReleaseRepeated() ? error.getReason() : "";
         switch (known) {
             // An earlier release may have been done, and its answer lost. Without a result nothing is left of such a
             // task; with one there is its final state.
@@ -142,6 +216,14 @@ final class Hands {
                 }
             }
             default -> failed(job, error);
+        }
+    }
+
+    private void notExtended(Job job, String reason) {
+        job.extensionAnswered(false);
+        // Where there is a release, the answer to that decides.
+        if (LOST.contains(reason) && !job.isFinished()) {
+            lose(job, new Events.Refused(job.id().taskId(), reason));
         }
     }
 
@@ -173,7 +255,6 @@ final class Hands {
 
     private void remove(Job job) {
         jobs.remove(job.id());
-        job.drop();
         onFewer.run();
     }
 }

@@ -29,10 +29,6 @@ final class Loop extends ScheduledThreadPoolExecutor {
         return schedule(step, delay.toNanos(), TimeUnit.NANOSECONDS);
     }
 
-    Future<?> every(Duration interval, Runnable step) {
-        return scheduleWithFixedDelay(step, interval.toNanos(), interval.toNanos(), TimeUnit.NANOSECONDS);
-    }
-
     /** By itself this kind of executor keeps silent about what is thrown. */
     @Override
     protected void afterExecute(Runnable step, Throwable thrown) {
