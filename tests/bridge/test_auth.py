@@ -15,16 +15,14 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.bridge import DEADLINE, Client, Process, connect, refusal, seconds, serving
+from support.bridge import DEADLINE, METHODS, Client, Process, ask, connect, refusal, seconds, serving
 from support.streams import until
 
 from grpc_server._pb import torrelque_pb2 as pb
 from grpc_server.auth import VERBS
 from grpc_server.rpcs import TABLE
 
-METHODS = {method.name: method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
 ALLOWED = [(rpc, TABLE[rpc].verb) for rpc in METHODS]
 #: Nothing listens there: whoever asks Redis is answered UNAVAILABLE.
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -65,23 +63,8 @@ class Guarded:
 
     def call(self, rpc: str, queue: str, *metadata: tuple[str, str | bytes]) -> str:
         """Call an rpc; names its end."""
-        service = METHODS[rpc].containing_service.full_name
         with grpc.insecure_channel(self.process.address) as channel:
-            if rpc == "Consume":
-                opening = pb.ConsumeRequest(open=pb.ConsumeOpen(queue=queue, max_outstanding_tasks=1))
-                call = channel.stream_stream(f"/{service}/{rpc}")
-                requests: Any = iter([opening.SerializeToString()])
-            else:
-                request = GetMessageClass(METHODS[rpc].input_type)(queue=queue)
-                if "task_id" in request.DESCRIPTOR.fields_by_name:
-                    request.task_id = "nobody"
-                call = channel.unary_stream(f"/{service}/{rpc}")
-                requests = request.SerializeToString()
-            try:
-                list(call(requests, timeout=DEADLINE, metadata=metadata))
-            except grpc.RpcError as error:
-                return refusal(error).name
-        return "OK"
+            return ask(channel, rpc, queue, metadata)
 
 
 def bearer(token: str, scheme: str = "Bearer") -> tuple[str, str]:

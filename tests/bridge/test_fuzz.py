@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import re
 import secrets
-import socket
 import struct
 import time
 from collections import Counter
@@ -23,12 +22,30 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.bridge import DEADLINE, Client, Process, connect, refusal, seconds, serving
+from support.bridge import DEADLINE, METHODS, Client, Process, connect, refusal, seconds, serving
+from support.http2 import (
+    CONSUME,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST,
+    SETTINGS,
+    WINDOW,
+    Wire,
+    block,
+    frame,
+    header,
+    message,
+)  # fmt: skip
 
 from grpc_server._pb import torrelque_pb2 as pb
 from grpc_server.settings import valid_queue
 
-METHODS = {method.name: method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
 MUTATED, DRAWN, DRAWN_AT_A_TIME = 18_000, 2_000, 100
 
 #: All that a message alone may bring about.
@@ -343,119 +360,12 @@ def test_inflated_messages(target: Target) -> None:
 
 # HTTP/2, by hand
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST, SETTINGS, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
-END_STREAM, END_HEADERS, ACK = 1, 4, 1
-ENQUEUE, CONSUME = "/torrelque.v1.TorrelqueService/Enqueue", "/torrelque.v1.TorrelqueService/Consume"
-
-
-def frame(kind: int, flags: int, stream: int, body: bytes = b"", length: int | None = None) -> bytes:
-    """Spell a frame, whose length may be a lie."""
-    size = len(body) if length is None else length
-    return struct.pack(">IBI", size << 8 | kind, flags, stream) + body
-
-
-def number(value: int) -> bytes:
-    """Spell the length of a string of a header."""
-    if value < 127:
-        return bytes([value])
-    out, value = bytearray([127]), value - 127
-    while value >= 128:
-        out.append(value % 128 + 128)
-        value //= 128
-    return bytes(out) + bytes([value])
-
-
-def header(name: bytes, value: bytes) -> bytes:
-    """Spell a header: literal, not indexed."""
-    return b"\0" + number(len(name)) + name + number(len(value)) + value
-
-
-def block(path: str = ENQUEUE, more: Sequence[tuple[bytes, bytes]] = (), **changed: bytes) -> bytes:
-    """Spell the headers of a call."""
-    usual = {":method": b"POST", ":scheme": b"http", ":path": path.encode(), ":authority": b"x", "te": b"trailers"}
-    usual |= {"content-type": b"application/grpc", **{name.replace("_", "-"): value for name, value in changed.items()}}
-    return b"".join(header(name.encode(), value) for name, value in usual.items()) + b"".join(
-        header(name, value) for name, value in more
-    )
-
-
-def message(data: bytes, flag: int = 0, length: int | None = None) -> bytes:
-    """Spell a message with its prefix, which may be a lie."""
-    return struct.pack(">BI", flag, len(data) if length is None else length) + data
-
-
 GOOD = pb.EnqueueRequest(queue="fuzz", task=pb.TaskSpec(payload=pb.Payload(data=b"1"))).SerializeToString()
-
-
-class Wire:
-    """A connection that says what it is told to."""
-
-    def __init__(self, target: Target, *, preface: bytes = PREFACE + frame(SETTINGS, 0, 0)) -> None:
-        host, _, port = target.process.address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), 10)
-        self._rest = b""
-        self.send(preface)
-
-    def __enter__(self) -> Wire:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, data: bytes) -> bool:
-        """Send; returns whether anybody listens still."""
-        try:
-            self._socket.sendall(data)
-        except OSError:
-            return False
-        return True
-
-    def call(self, stream: int, headers: bytes, body: bytes) -> None:
-        """Send a call; long headers go in several frames."""
-        first, *more = [headers[start : start + 16_000] for start in range(0, len(headers), 16_000)]
-        frames = [frame(HEADERS, 0 if more else END_HEADERS, stream, first)]
-        frames += [frame(CONTINUATION, END_HEADERS if part is more[-1] else 0, stream, part) for part in more]
-        self.send(b"".join(frames) + frame(DATA, END_STREAM, stream, body))
-
-    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Read frames until the end of the connection."""
-        while True:
-            while len(self._rest) < 9 or len(self._rest) < 9 + (size := int.from_bytes(self._rest[:3], "big")):
-                try:
-                    more = self._socket.recv(65536)
-                except ConnectionError:
-                    return
-                if not more:
-                    return
-                self._rest += more
-            body, kind, flags = self._rest[9 : 9 + size], self._rest[3], self._rest[4]
-            stream = int.from_bytes(self._rest[5:9], "big")
-            self._rest = self._rest[9 + size :]
-            if kind == SETTINGS and not flags & ACK:
-                self.send(frame(SETTINGS, ACK, 0))
-            elif kind == PING and not flags & ACK:
-                self.send(frame(PING, ACK, 0, body))
-            yield kind, flags, stream, body
-
-    def end_of(self, stream: int) -> tuple[str, bytes]:
-        """Wait until a stream, or the whole connection, has ended; tells how, and what its headers held."""
-        said = b""
-        for kind, flags, of, body in self.frames():
-            if kind == HEADERS and of == stream:
-                said += body
-                if flags & END_STREAM:
-                    return "answered", said
-            elif kind == RST and of == stream:
-                return "reset", said
-            elif kind == GOAWAY:
-                return "goaway", body
-        return "closed", said
 
 
 def test_an_honest_call_by_hand(target: Target) -> None:
     """The hand that writes the frames below writes good ones too."""
-    with Wire(target) as wire:
+    with Wire(target.process.address) as wire:
         wire.call(1, block(), message(GOOD))
         assert wire.end_of(1)[0] == "answered"
     assert target.client.stats().tasks > 0
@@ -489,7 +399,7 @@ BAD_CALLS: dict[str, tuple[bytes, bytes]] = {
 def test_a_bad_call(target: Target, name: str) -> None:
     """Headers and prefixes that lie are answered, or the stream is reset; nobody is left waiting."""
     headers, body = BAD_CALLS[name]
-    with Wire(target) as wire:
+    with Wire(target.process.address) as wire:
         wire.call(1, headers, body)
         how, said = wire.end_of(1)
     assert how in {"answered", "reset"}
@@ -512,7 +422,7 @@ def test_a_bad_call(target: Target, name: str) -> None:
 )  # fmt: skip
 def test_what_is_no_http2(target: Target, data: bytes) -> None:
     """A peer that does not speak HTTP/2 is hung up on."""
-    with Wire(target, preface=data) as wire:
+    with Wire(target.process.address, preface=data) as wire:
         for kind, *_ in wire.frames():
             if kind == GOAWAY:
                 break
@@ -523,14 +433,14 @@ def test_frames_that_are_cut_off(target: Target) -> None:
     whole = PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, block())
     whole += frame(DATA, END_STREAM, 1, message(GOOD))
     for end in range(1, len(whole), 7):
-        with Wire(target, preface=whole[:end]):
+        with Wire(target.process.address, preface=whole[:end]):
             pass
 
 
 def test_streams_without_messages(target: Target) -> None:
     """Twenty calls of each rpc that say nothing after their headers, or half of it, do not lock anybody out."""
     silences = (None, b"", b"\0\0", message(GOOD, length=1000))
-    with Wire(target) as wire:
+    with Wire(target.process.address) as wire:
         stream = -1
         for rpc, method in METHODS.items():
             headers = block(f"/{method.containing_service.full_name}/{rpc}")
@@ -558,7 +468,7 @@ def honest_calls(target: Target) -> None:
 
 def flood(target: Target, make: Callable[[int], bytes], count: int) -> None:
     """Send many pieces on one connection, beside honest calls."""
-    with ThreadPoolExecutor(1) as pool, Wire(target) as wire:
+    with ThreadPoolExecutor(1) as pool, Wire(target.process.address) as wire:
         honest = pool.submit(honest_calls, target)
         for number_ in range(count):
             if not wire.send(make(number_)):
@@ -587,7 +497,7 @@ def test_floods_of_small_frames(target: Target) -> None:
 def test_consumers_that_are_reset(target: Target) -> None:
     """Streams that are opened well and reset give their places and their connections back."""
     opening = pb.ConsumeRequest(open=pb.ConsumeOpen(queue="fuzz-resets", max_outstanding_tasks=1)).SerializeToString()
-    with Wire(target) as wire:
+    with Wire(target.process.address) as wire:
         for n in range(300):
             stream = 2 * n + 1
             wire.send(frame(HEADERS, END_HEADERS, stream, block(CONSUME)) + frame(DATA, 0, stream, message(opening)))

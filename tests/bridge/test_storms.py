@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,17 +16,6 @@ from support.streams import until
 from grpc_server._pb import torrelque_pb2 as pb
 
 pytestmark = pytest.mark.alone
-
-
-def memory(process: Process) -> int:
-    """Resident memory of the server, bytes."""
-    lines = Path(f"/proc/{process.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-
-
-def descriptors(process: Process) -> int:
-    """Open files and sockets of the server."""
-    return len(list(Path(f"/proc/{process.process.pid}/fd").iterdir()))
 
 
 def cancel_polls(client: Client, count: int) -> None:
@@ -59,11 +47,11 @@ def test_ten_thousand_cancelled(storage: str, admin: redis.Redis, queue: str) ->
             watched = client.enqueue(b"w", delay=seconds(600))
             cancel_polls(client, 2000)
             cancel_watches(client, watched, 2000)
-            before, files = memory(process), descriptors(process)
+            before, files = process.memory(), process.descriptors()
             cancel_polls(client, 10_000)
             cancel_watches(client, watched, 10_000)
-            until(lambda: descriptors(process) <= files + 2)
-            assert memory(process) - before < 8 << 20
+            until(lambda: process.descriptors() <= files + 2)
+            assert process.memory() - before < 8 << 20
             client.enqueue(b"1")
             assert [task.payload.data for task in client.dequeue()] == [b"1"]
     assert admin.llen(f"{queue}:dequeueing") == 0

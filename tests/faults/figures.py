@@ -15,6 +15,7 @@ MODULES: dict[str, str] = {
     "a2": "a02_power",
     "a4": "a04_cancellation",
     "a5": "a05_every_byte",
+    "a8": "a08_hostile_peers",
     "a9": "a09_backlog",
     "a10": "a10_proof",
 }
