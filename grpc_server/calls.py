@@ -30,6 +30,8 @@ T = TypeVar("T")
 #: Payload bytes of one answer: clients refuse more than 4 MiB, after the tasks were leased.
 MAX_ANSWER = 3 * MIB
 MAX_TASKS = 1000
+#: So many dead letters are read where the request does not say.
+LETTERS = 100
 #: What the library stores whole or not at all: so many tasks, and a mebibyte.
 PORTION = 500
 #: So many seconds before its deadline a poll ends by itself, so that the answer still arrives.
@@ -184,7 +186,11 @@ async def get_queue_stats(visit: Visit, _: pb.GetQueueStatsRequest) -> pb.GetQue
     """Count the tasks of a queue."""
     stats = await visit.queue.get_queue_stats()
     return pb.GetQueueStatsResponse(
-        tasks=stats.tasks, pending=stats.pending, working=stats.working, delayed=stats.delayed
+        tasks=stats.tasks,
+        pending=stats.pending,
+        working=stats.working,
+        delayed=stats.delayed,
+        dead_letters=await visit.queue.count_dead_letters(),
     )
 
 
@@ -192,6 +198,29 @@ async def sweep(visit: Visit, _: pb.SweepRequest) -> pb.SweepResponse:
     """Give back what has ended, now."""
     stale, due, undequeued = await repeated(visit.queue.sweep)
     return pb.SweepResponse(stale=stale, due=due, undequeued=undequeued)
+
+
+async def list_dead_letters(visit: Visit, request: pb.ListDeadLettersRequest) -> pb.ListDeadLettersResponse:
+    """Read dead letters."""
+    wanted = convert.count(request.max_letters or LETTERS, "max_letters", MAX_TASKS)
+    after = convert.page_token(request.page_token)
+    letters = await visit.queue.dead_letters(wanted, after=after, max_bytes=MAX_ANSWER)
+    return pb.ListDeadLettersResponse(
+        letters=[convert.dead_letter(letter, visit.settings) for letter in letters],
+        next_page_token=letters[-1].cursor if letters else "",
+    )
+
+
+async def requeue_dead_letters(visit: Visit, request: pb.RequeueDeadLettersRequest) -> pb.RequeueDeadLettersResponse:
+    """Give dead letters back to the queue."""
+    task_ids = convert.some_or_all(request)
+    return pb.RequeueDeadLettersResponse(requeued=await visit.queue.requeue_dead_letters(task_ids))
+
+
+async def purge_dead_letters(visit: Visit, request: pb.PurgeDeadLettersRequest) -> pb.PurgeDeadLettersResponse:
+    """Remove dead letters for good."""
+    task_ids = convert.some_or_all(request)
+    return pb.PurgeDeadLettersResponse(purged=await visit.queue.purge_dead_letters(task_ids))
 
 
 async def schedule_sweep(visit: Visit, request: pb.ScheduleSweepRequest) -> pb.ScheduleSweepResponse:

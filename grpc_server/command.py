@@ -95,6 +95,8 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_option("workers", "Processes that share the port.", type=click.IntRange(1, 256), default=1)
 @_number("task-timeout", "Lease, in seconds, of tasks that were given none.")
 @_number("result-ttl", "Seconds for which results are kept when the worker does not say.")
+@_number("max-attempts", "Deliveries of a task, after which it is given up; 0: no limit.", int)
+@_option("dead-letter", "Keep what is given up as dead letters; otherwise it is rejected.", is_flag=True)
 @_option("sweep", "Sweep the queues that are in use.", switch=True, default=True)
 @_number("sweep-interval", "Seconds between two sweeps.")
 @_number("linger", "Seconds for which a call waits for others to share its round trip, when many come.")

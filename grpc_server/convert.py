@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from torrelque import TorrelqueTaskId, TorrelqueTaskState, TorrelqueTaskStatus
+from torrelque import TorrelqueDeadLetter, TorrelqueTaskId, TorrelqueTaskState, TorrelqueTaskStatus
 
 from ._pb import torrelque_pb2 as pb
 from .errors import Refused, invalid
@@ -28,6 +28,7 @@ _MAX_DURATION = 315_576_000_000
 MIN_LENGTH = 0.001
 MAX_BATCH = 1000
 _TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+_PAGE_TOKEN = re.compile(r"[0-9]{1,12}\.[0-9]{6}/[A-Za-z0-9_.~%-]+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_INT32 = 2**31 - 1
 
@@ -144,6 +145,24 @@ def final_status(number: int, path: str = "status") -> TorrelqueTaskStatus:
     return status
 
 
+def page_token(text: str) -> str | None:
+    """Read where a list goes on."""
+    if not text:
+        return None
+    if not _PAGE_TOKEN.fullmatch(text):
+        raise invalid("page_token", "must be a next_page_token")
+    return text
+
+
+def some_or_all(request: pb.RequeueDeadLettersRequest | pb.PurgeDeadLettersRequest) -> list[str] | None:
+    """Read which dead letters are meant; ``None`` is all of them."""
+    if request.all and not request.task_ids:
+        return None
+    if request.all or not 1 <= len(request.task_ids) <= MAX_BATCH:
+        raise invalid("task_ids", f"must be 1 to {MAX_BATCH} ids, or none with all")
+    return [task_id(text, None, f"task_ids[{i}]") for i, text in enumerate(request.task_ids)]
+
+
 def count(value: int, path: str, high: int) -> int:
     """Read how many are wanted: 0 is 1, what is too much is clamped."""
     if value < 0:
@@ -254,6 +273,21 @@ def state(known: TorrelqueTaskState, settings: Settings) -> pb.TaskState:
         last_dequeue_time=timestamp(known.last_dequeue_time),
         last_requeue_time=timestamp(known.last_requeue_time),
         release_time=timestamp(known.release_time),
+    )
+
+
+def dead_letter(letter: TorrelqueDeadLetter, settings: Settings) -> pb.DeadLetter:
+    """Spell a dead letter."""
+    return pb.DeadLetter(
+        task_id=letter.task_id,
+        payload=payload(letter.task, settings),
+        reason=None if letter.reason is None else payload(letter.reason, settings),
+        dequeue_count=letter.dequeue_count,
+        requeue_count=letter.requeue_count,
+        enqueue_time=timestamp(letter.enqueue_time),
+        last_dequeue_time=timestamp(letter.last_dequeue_time),
+        last_requeue_time=timestamp(letter.last_requeue_time),
+        release_time=timestamp(letter.release_time),
     )
 
 

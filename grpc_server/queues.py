@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -22,8 +23,15 @@ logger = logging.getLogger("torrelque.server")
 IDLE = 300.0
 #: So many connections a queue takes at the most, and so many are for everything else.
 _EACH, _OTHERS = 8, 16
-#: Bytes stay as they are: what a payload is, is for clients to know.
-AS_THEY_ARE = TorrelqueTaskSerialiser(lambda body: body, lambda body: body)
+
+
+def _as_it_is(body: bytes | str) -> bytes:
+    return json.dumps(body).encode() if isinstance(body, str) else body
+
+
+#: Bytes stay as they are: what a payload is, is for clients to know. The library's own words, why it gave a task up,
+#: become JSON.
+AS_THEY_ARE = TorrelqueTaskSerialiser(_as_it_is, lambda body: body)
 
 
 class Entry:
@@ -97,6 +105,8 @@ class Queues:
         queue.result_ttl = self._settings.result_ttl
         queue.sweep_interval = self._settings.sweep_interval
         queue.linger = self._settings.linger
+        queue.max_attempts = self._settings.max_attempts or None
+        queue.dead_letter = self._settings.dead_letter
         return queue
 
     async def _keep(self, name: str, entry: Entry) -> None:

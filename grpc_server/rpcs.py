@@ -30,6 +30,9 @@ TABLE = {
         Rpc("Sweep", "admin", CALL, calls.sweep),
         Rpc("ScheduleSweep", "admin", CALL, calls.schedule_sweep),
         Rpc("UnscheduleSweep", "admin", CALL, calls.unschedule_sweep),
+        Rpc("ListDeadLetters", "admin", CALL, calls.list_dead_letters),
+        Rpc("RequeueDeadLetters", "admin", CALL, calls.requeue_dead_letters),
+        Rpc("PurgeDeadLetters", "admin", CALL, calls.purge_dead_letters),
     )
 }
 

@@ -98,6 +98,10 @@ class Settings:
     """Length of a lease for a task that was given none."""
     result_ttl: float = 3600.0
     """How long a result is kept when the worker does not say."""
+    max_attempts: int = 0
+    """How often a task is delivered at most; 0: no limit."""
+    dead_letter: bool = False
+    """Keep the tasks that *max_attempts* ends as dead letters."""
     sweep: bool = True
     """Sweep every queue that is in use."""
     sweep_interval: float = 30.0
@@ -219,6 +223,7 @@ class Settings:
 _POSITIVE: dict[str, tuple[float, float]] = {
     "task_timeout": (0.001, _DAY),
     "result_ttl": (0.001, 30 * _DAY),
+    "max_attempts": (0, 1_000_000),
     "sweep_interval": (0.001, _DAY),
     "linger": (0.0, 1.0),
     "default_wait": (0.0, 3600.0),

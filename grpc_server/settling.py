@@ -37,10 +37,11 @@ class Release:
     result: bytes | None
     status: TorrelqueTaskStatus
     keep: float | None
+    dead_letter: bool
 
     @property
     def group(self) -> object:
-        return Release, self.status, self.keep
+        return Release, self.status, self.keep, self.dead_letter
 
 
 @dataclass(slots=True)
@@ -87,13 +88,11 @@ def read_release(
     message: pb.ReleaseAction | pb.ReleaseRequest, known: str, settings: Settings, path: str = "", index: int = 0
 ) -> Release:
     """Check what a release says."""
-    return Release(
-        index,
-        known,
-        convert.body(message.result, settings, f"{path}result") if message.HasField("result") else None,
-        convert.final_status(message.status, f"{path}status"),
-        convert.kept(message, f"{path}result_ttl"),
-    )
+    result = convert.body(message.result, settings, f"{path}result") if message.HasField("result") else None
+    status = convert.final_status(message.status, f"{path}status")
+    if message.dead_letter and status is not TorrelqueTaskStatus.REJECTED:
+        raise invalid(f"{path}dead_letter", "goes with the status REJECTED")
+    return Release(index, known, result, status, convert.kept(message, f"{path}result_ttl"), message.dead_letter)
 
 
 def read_requeue(message: pb.RequeueAction | pb.RequeueRequest, known: str, path: str = "", index: int = 0) -> Requeue:
@@ -146,6 +145,7 @@ async def _release_all(visit: Visit, releases: list[Release]) -> Sequence[Torrel
             results=[each.result for each in releases],
             result_ttl=releases[0].keep,
             status=releases[0].status,
+            dead_letter=releases[0].dead_letter,
         )
     except TorrelqueError as error:
         return [error] * len(releases)
@@ -172,6 +172,7 @@ async def apply(visit: Visit, settlement: Settlement) -> None:
             result=settlement.result,
             result_ttl=settlement.keep,
             status=settlement.status,
+            dead_letter=settlement.dead_letter,
             strict=True,
         )
     elif isinstance(settlement, Requeue):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlencode, urlsplit
 
 from .errors import TorrelqueTypeError, TorrelqueValueError
 from .model import TorrelqueTaskId, TorrelqueTaskStatus
@@ -25,7 +25,7 @@ _POSITIVE = f"a number of seconds, at least {MIN_SECONDS}"
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 _SERVICE = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
-_STAMP = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
+_CURSOR = re.compile(r"([0-9]{1,12}\.[0-9]{6})/([A-Za-z0-9_.~%-]+)", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -113,10 +113,10 @@ def cursor(value: object) -> tuple[bytes, bytes]:
     """Check where a list of dead letters goes on: behind the one of this time and id."""
     if not isinstance(value, str):
         raise TorrelqueTypeError(f"after must be a str, not {type(value).__name__}: {shown(value)}")
-    time, _, known = value.partition("/")
-    if not _STAMP.fullmatch(time) or not known:
+    parts = _CURSOR.fullmatch(value)
+    if parts is None:
         raise TorrelqueValueError(f"after must be the cursor of a dead letter: {shown(value)}")
-    return time.encode(), task_id(known, "after")
+    return parts[1].encode(), unquote_to_bytes(parts[2])
 
 
 def queue(value: object) -> str:

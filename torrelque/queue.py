@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
+from urllib.parse import quote_from_bytes
 
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, current_time
 from anyio.abc import TaskStatus
@@ -440,9 +441,7 @@ class Torrelque:
         checks.task_id(task_id)
         final = checks.final_status(status)
         keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
-        buried = checks.flag("dead_letter", dead_letter)
-        if buried and final is not TorrelqueTaskStatus.REJECTED:
-            raise TorrelqueValueError(f"dead_letter goes with the status REJECTED, not with {final.name}")
+        buried = _is_buried(dead_letter, final)
         body = None if result is None else encode(self._serialiser, result, "result")
         call = self._calls.release([(task_id, body)], final, None if buried else keep)
         await self._settle("release", task_id, call, pipeline, strict)
@@ -454,6 +453,7 @@ class Torrelque:
         results: Iterable[Any] | None = None,
         result_ttl: float | None = None,
         status: TorrelqueTaskStatus = TorrelqueTaskStatus.COMPLETED,
+        dead_letter: bool = False,
     ) -> list[TorrelqueLookupError | None]:
         """End many working tasks, in scripts of bounded size; each task is ended by itself, as by :meth:`release`.
 
@@ -464,6 +464,7 @@ class Torrelque:
         :param results: one for each task, ``None`` for one that has none; by default no task has
         :param result_ttl: seconds as for :meth:`release`, for all tasks
         :param status: ``COMPLETED`` or ``REJECTED``, for all tasks
+        :param dead_letter: keep all tasks as dead letters, as for :meth:`release`
         :returns: for each task ``None``, or the error that a strict :meth:`release` would have raised, which is logged
             as a warning too
         :raises TorrelqueValueError: an argument is out of range, or there is not one result for each task
@@ -473,7 +474,11 @@ class Torrelque:
         """
         ids = checks.task_ids(task_ids)
         final = checks.final_status(status)
-        keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
+        keep: float | None = checks.positive_seconds(
+            "result_ttl", self.result_ttl if result_ttl is None else result_ttl
+        )
+        if _is_buried(dead_letter, final):
+            keep = None
         bodies = self._encode_results(results, len(ids))
         refusals: list[TorrelqueLookupError | None] = []
         for chunk in _chunks(list(zip(ids, bodies, strict=True))):
@@ -668,7 +673,7 @@ class Torrelque:
             last_dequeue_time=dequeued,
             last_requeue_time=requeued,
             release_time=float(letter.time),
-            cursor=f"{letter.time.decode()}/{task_id}",
+            cursor=f"{letter.time.decode()}/{quote_from_bytes(letter.task_id, safe='')}",
         )
 
     def _readable(self, task_id: str, body: bytes, what: str) -> Any:
@@ -848,6 +853,12 @@ class Torrelque:
 
 def _ignore(done: int, total: int) -> None:
     pass
+
+
+def _is_buried(dead_letter: bool, status: TorrelqueTaskStatus) -> bool:
+    if checks.flag("dead_letter", dead_letter) and status is not TorrelqueTaskStatus.REJECTED:
+        raise TorrelqueValueError(f"dead_letter goes with the status REJECTED, not with {status.name}")
+    return dead_letter
 
 
 def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> TorrelqueLookupError | None:

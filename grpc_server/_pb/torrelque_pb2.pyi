@@ -77,6 +77,28 @@ class Task(_message.Message):
     timeout: _duration_pb2.Duration
     def __init__(self, task_id: _Optional[str] = ..., payload: _Optional[_Union[Payload, _Mapping]] = ..., dequeue_count: _Optional[int] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
+class DeadLetter(_message.Message):
+    __slots__ = ("task_id", "payload", "reason", "dequeue_count", "requeue_count", "enqueue_time", "last_dequeue_time", "last_requeue_time", "release_time")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DEQUEUE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REQUEUE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ENQUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LAST_DEQUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LAST_REQUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_TIME_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    payload: Payload
+    reason: Payload
+    dequeue_count: int
+    requeue_count: int
+    enqueue_time: _timestamp_pb2.Timestamp
+    last_dequeue_time: _timestamp_pb2.Timestamp
+    last_requeue_time: _timestamp_pb2.Timestamp
+    release_time: _timestamp_pb2.Timestamp
+    def __init__(self, task_id: _Optional[str] = ..., payload: _Optional[_Union[Payload, _Mapping]] = ..., reason: _Optional[_Union[Payload, _Mapping]] = ..., dequeue_count: _Optional[int] = ..., requeue_count: _Optional[int] = ..., enqueue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_dequeue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_requeue_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., release_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
 class TaskSpec(_message.Message):
     __slots__ = ("payload", "task_timeout", "delay", "request_id")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -174,20 +196,22 @@ class RequeueResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("queue", "task_id", "result", "result_ttl", "status", "dequeue_count")
+    __slots__ = ("queue", "task_id", "result", "result_ttl", "status", "dequeue_count", "dead_letter")
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     RESULT_TTL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     DEQUEUE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTER_FIELD_NUMBER: _ClassVar[int]
     queue: str
     task_id: str
     result: Payload
     result_ttl: _duration_pb2.Duration
     status: TaskStatus
     dequeue_count: int
-    def __init__(self, queue: _Optional[str] = ..., task_id: _Optional[str] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., status: _Optional[_Union[TaskStatus, str]] = ..., dequeue_count: _Optional[int] = ...) -> None: ...
+    dead_letter: bool
+    def __init__(self, queue: _Optional[str] = ..., task_id: _Optional[str] = ..., result: _Optional[_Union[Payload, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., status: _Optional[_Union[TaskStatus, str]] = ..., dequeue_count: _Optional[int] = ..., dead_letter: bool = ...) -> None: ...
 
 class ReleaseResponse(_message.Message):
     __slots__ = ()
@@ -208,14 +232,16 @@ class Settlement(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., dequeue_count: _Optional[int] = ..., release: _Optional[_Union[ReleaseAction, _Mapping]] = ..., requeue: _Optional[_Union[RequeueAction, _Mapping]] = ..., extend: _Optional[_Union[ExtendAction, _Mapping]] = ...) -> None: ...
 
 class ReleaseAction(_message.Message):
-    __slots__ = ("result", "result_ttl", "status")
+    __slots__ = ("result", "result_ttl", "status", "dead_letter")
     RESULT_FIELD_NUMBER: _ClassVar[int]
     RESULT_TTL_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTER_FIELD_NUMBER: _ClassVar[int]
     result: Payload
     result_ttl: _duration_pb2.Duration
     status: TaskStatus
-    def __init__(self, result: _Optional[_Union[Payload, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., status: _Optional[_Union[TaskStatus, str]] = ...) -> None: ...
+    dead_letter: bool
+    def __init__(self, result: _Optional[_Union[Payload, _Mapping]] = ..., result_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., status: _Optional[_Union[TaskStatus, str]] = ..., dead_letter: bool = ...) -> None: ...
 
 class RequeueAction(_message.Message):
     __slots__ = ("delay", "task_timeout")
@@ -282,16 +308,18 @@ class GetQueueStatsRequest(_message.Message):
     def __init__(self, queue: _Optional[str] = ...) -> None: ...
 
 class GetQueueStatsResponse(_message.Message):
-    __slots__ = ("tasks", "pending", "working", "delayed")
+    __slots__ = ("tasks", "pending", "working", "delayed", "dead_letters")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     PENDING_FIELD_NUMBER: _ClassVar[int]
     WORKING_FIELD_NUMBER: _ClassVar[int]
     DELAYED_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
     tasks: int
     pending: int
     working: int
     delayed: int
-    def __init__(self, tasks: _Optional[int] = ..., pending: _Optional[int] = ..., working: _Optional[int] = ..., delayed: _Optional[int] = ...) -> None: ...
+    dead_letters: int
+    def __init__(self, tasks: _Optional[int] = ..., pending: _Optional[int] = ..., working: _Optional[int] = ..., delayed: _Optional[int] = ..., dead_letters: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("queue", "task_id", "timeout", "cursor", "progress_interval")
@@ -450,3 +478,53 @@ class UnscheduleSweepResponse(_message.Message):
     SERVER_INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     server_instance_id: str
     def __init__(self, server_instance_id: _Optional[str] = ...) -> None: ...
+
+class ListDeadLettersRequest(_message.Message):
+    __slots__ = ("queue", "max_letters", "page_token")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LETTERS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    queue: str
+    max_letters: int
+    page_token: str
+    def __init__(self, queue: _Optional[str] = ..., max_letters: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDeadLettersResponse(_message.Message):
+    __slots__ = ("letters", "next_page_token")
+    LETTERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
+    next_page_token: str
+    def __init__(self, letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class RequeueDeadLettersRequest(_message.Message):
+    __slots__ = ("queue", "task_ids", "all")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    TASK_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    queue: str
+    task_ids: _containers.RepeatedScalarFieldContainer[str]
+    all: bool
+    def __init__(self, queue: _Optional[str] = ..., task_ids: _Optional[_Iterable[str]] = ..., all: bool = ...) -> None: ...
+
+class RequeueDeadLettersResponse(_message.Message):
+    __slots__ = ("requeued",)
+    REQUEUED_FIELD_NUMBER: _ClassVar[int]
+    requeued: int
+    def __init__(self, requeued: _Optional[int] = ...) -> None: ...
+
+class PurgeDeadLettersRequest(_message.Message):
+    __slots__ = ("queue", "task_ids", "all")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    TASK_IDS_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    queue: str
+    task_ids: _containers.RepeatedScalarFieldContainer[str]
+    all: bool
+    def __init__(self, queue: _Optional[str] = ..., task_ids: _Optional[_Iterable[str]] = ..., all: bool = ...) -> None: ...
+
+class PurgeDeadLettersResponse(_message.Message):
+    __slots__ = ("purged",)
+    PURGED_FIELD_NUMBER: _ClassVar[int]
+    purged: int
+    def __init__(self, purged: _Optional[int] = ...) -> None: ...

@@ -581,6 +581,21 @@ class TorrelqueAdminServiceStub(object):
                 request_serializer=grpc__server_dot___pb_dot_torrelque__pb2.UnscheduleSweepRequest.SerializeToString,
                 response_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.UnscheduleSweepResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/torrelque.v1.TorrelqueAdminService/ListDeadLetters',
+                request_serializer=grpc__server_dot___pb_dot_torrelque__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.RequeueDeadLetters = channel.unary_unary(
+                '/torrelque.v1.TorrelqueAdminService/RequeueDeadLetters',
+                request_serializer=grpc__server_dot___pb_dot_torrelque__pb2.RequeueDeadLettersRequest.SerializeToString,
+                response_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.RequeueDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.PurgeDeadLetters = channel.unary_unary(
+                '/torrelque.v1.TorrelqueAdminService/PurgeDeadLetters',
+                request_serializer=grpc__server_dot___pb_dot_torrelque__pb2.PurgeDeadLettersRequest.SerializeToString,
+                response_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.PurgeDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class TorrelqueAdminServiceServicer(object):
@@ -608,6 +623,27 @@ class TorrelqueAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """Reads the dead letters of a queue, those that were given up first before others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequeueDeadLetters(self, request, context):
+        """Gives dead letters back to the queue. Their attempts begin anew; dequeue_count counts on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeDeadLetters(self, request, context):
+        """Removes dead letters for good, with all that is known about them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TorrelqueAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -625,6 +661,21 @@ def add_TorrelqueAdminServiceServicer_to_server(servicer, server):
                     servicer.UnscheduleSweep,
                     request_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.UnscheduleSweepRequest.FromString,
                     response_serializer=grpc__server_dot___pb_dot_torrelque__pb2.UnscheduleSweepResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=grpc__server_dot___pb_dot_torrelque__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RequeueDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueDeadLetters,
+                    request_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.RequeueDeadLettersRequest.FromString,
+                    response_serializer=grpc__server_dot___pb_dot_torrelque__pb2.RequeueDeadLettersResponse.SerializeToString,
+            ),
+            'PurgeDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeDeadLetters,
+                    request_deserializer=grpc__server_dot___pb_dot_torrelque__pb2.PurgeDeadLettersRequest.FromString,
+                    response_serializer=grpc__server_dot___pb_dot_torrelque__pb2.PurgeDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -709,6 +760,87 @@ class TorrelqueAdminService(object):
             '/torrelque.v1.TorrelqueAdminService/UnscheduleSweep',
             grpc__server_dot___pb_dot_torrelque__pb2.UnscheduleSweepRequest.SerializeToString,
             grpc__server_dot___pb_dot_torrelque__pb2.UnscheduleSweepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/torrelque.v1.TorrelqueAdminService/ListDeadLetters',
+            grpc__server_dot___pb_dot_torrelque__pb2.ListDeadLettersRequest.SerializeToString,
+            grpc__server_dot___pb_dot_torrelque__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/torrelque.v1.TorrelqueAdminService/RequeueDeadLetters',
+            grpc__server_dot___pb_dot_torrelque__pb2.RequeueDeadLettersRequest.SerializeToString,
+            grpc__server_dot___pb_dot_torrelque__pb2.RequeueDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/torrelque.v1.TorrelqueAdminService/PurgeDeadLetters',
+            grpc__server_dot___pb_dot_torrelque__pb2.PurgeDeadLettersRequest.SerializeToString,
+            grpc__server_dot___pb_dot_torrelque__pb2.PurgeDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

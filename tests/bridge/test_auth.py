@@ -197,7 +197,8 @@ def test_no_right_is_for_sale() -> None:
         "Enqueue": "enqueue", "BatchEnqueue": "enqueue", "Dequeue": "consume", "ExtendLease": "consume",
         "Requeue": "consume", "Release": "consume", "BatchRelease": "consume", "Consume": "consume",
         "GetTaskState": "watch", "GetQueueStats": "watch", "Watch": "watch", "Sweep": "admin", "ScheduleSweep": "admin",
-        "UnscheduleSweep": "admin",
+        "UnscheduleSweep": "admin", "ListDeadLetters": "admin", "RequeueDeadLetters": "admin",
+        "PurgeDeadLetters": "admin",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
@@ -71,6 +72,10 @@ def lengths(most: float, *, zero: bool) -> Bad:
 
 LEASES, DELAYS = lengths(DAY, zero=False), lengths(365 * DAY, zero=True)
 KEPT, PROGRESS = lengths(30 * DAY, zero=False), lengths(3600, zero=True)
+PAGE_TOKENS: Bad = {
+    "text": "next", "no_id": "1.000000/", "no_time": "/a", "short": "1.5/a", "line": "1.000000/a\n",
+    "letters": "1.000000/\u00e9", "negative": "-1.000000/a", "long": "1" * 13 + ".000000/a",
+}  # fmt: skip
 NO_STATUSES: Bad = {"99": 99, "next": 6, "negative": -1, "most": 2**31 - 1}
 NOT_FINAL: Bad = {"pending": 1, "working": 2, "delayed": 3}
 TOO_LARGE: Bad = {"one_more": b"x" * (MIB + 1), "twice": b"x" * (2 * MIB)}
@@ -97,7 +102,11 @@ PAYLOAD = {"data": [Rule(TOO_LARGE, "PAYLOAD_TOO_LARGE")], "content_type": [Rule
 SPEC = {
     **rules("payload.", PAYLOAD), "task_timeout": LEASE, "delay": [Rule(DELAYS)], "request_id": [Rule(REQUEST_IDS)],
 }  # fmt: skip
-RELEASE = {**rules("result.", PAYLOAD), "result_ttl": [Rule(KEPT)], "status": STATUS}
+RELEASE = {
+    **rules("result.", PAYLOAD), "result_ttl": [Rule(KEPT)], "status": STATUS,
+    "dead_letter": [Rule({"completed": True})],
+}  # fmt: skip
+LETTERS = {"queue": QUEUE, "task_ids": [Rule(NOT_SO_MANY)], "task_ids[]": TASK_ID, "all": [Rule({"and_some": True})]}
 REQUEUE = {"delay": [Rule(DELAYS)], "task_timeout": LEASE}
 HELD = {"task_id": TASK_ID, "dequeue_count": COUNT}
 SETTLEMENT = {
@@ -136,6 +145,11 @@ RULES: dict[str, dict[str, list[Rule]]] = {
     "Sweep": {"queue": QUEUE},
     "ScheduleSweep": {"queue": QUEUE, "interval": LEASE},
     "UnscheduleSweep": {"queue": QUEUE},
+    "ListDeadLetters": {
+        "queue": QUEUE, "max_letters": [Rule({"negative": -1, "least": -(2**31)})], "page_token": [Rule(PAGE_TOKENS)],
+    },
+    "RequeueDeadLetters": LETTERS,
+    "PurgeDeadLetters": LETTERS,
 }  # fmt: skip
 
 #: Fields in which anything may stand, and why.
@@ -162,6 +176,8 @@ def fields(of: Any, prefix: str = "") -> Iterator[str]:
         choice = field.containing_oneof is not None and not field.containing_oneof.name.startswith("_")
         if not choice:
             yield prefix + field.name
+        if field.is_repeated and field.message_type is None:
+            yield f"{prefix}{field.name}[]"
         if field.message_type is not None and field.message_type.full_name != Duration.DESCRIPTOR.full_name:
             many = "[]" if field.is_repeated else ""
             yield from fields(field.message_type, f"{prefix}{field.name}{many}.")
@@ -198,6 +214,9 @@ def good(rpc: str, place: Place) -> Any:
         "Sweep": lambda: pb.SweepRequest(**queue),
         "ScheduleSweep": lambda: pb.ScheduleSweepRequest(**queue, interval=seconds(9)),
         "UnscheduleSweep": lambda: pb.UnscheduleSweepRequest(**queue),
+        "ListDeadLetters": lambda: pb.ListDeadLettersRequest(**queue, max_letters=3),
+        "RequeueDeadLetters": lambda: pb.RequeueDeadLettersRequest(**queue, task_ids=["nobody", "dead"]),
+        "PurgeDeadLetters": lambda: pb.PurgeDeadLettersRequest(**queue, task_ids=["nobody", "dead"]),
     }
     return build[rpc]()
 
@@ -215,12 +234,13 @@ def put(message: Any, path: str, value: Any) -> None:
     name, _, rest = path.partition(".")
     if rest:
         put(getattr(message, name[:-2])[1] if name.endswith("[]") else getattr(message, name), rest, value)
+    elif name.endswith("[]"):
+        getattr(message, name[:-2])[1] = value
     elif value is Unset:
         message.ClearField(message.WhichOneof(name) if name in message.DESCRIPTOR.oneofs_by_name else name)
     elif isinstance(value, Times):
         elements = getattr(message, name)
-        element = type(elements[1])()
-        element.CopyFrom(elements[1])
+        element = copy.deepcopy(elements[1])
         del elements[:]
         elements.extend([element] * value.count)
     elif isinstance(value, Duration):
@@ -231,7 +251,7 @@ def put(message: Any, path: str, value: Any) -> None:
 
 @dataclass
 class Place:
-    """A queue with a task in every state but pending: nothing in it changes by itself."""
+    """A queue with a task in every state but pending, and a dead letter: nothing in it changes by itself."""
 
     client: Client
     admin: redis.Redis
@@ -261,6 +281,9 @@ def place(bridge: Process, admin: redis.Redis) -> Iterator[Place]:
         client.enqueue(b"delayed", delay=seconds(3600))
         held, _ = client.dequeue(2)
         client.release(released, result=pb.Payload(data=b"r"))
+        client.enqueue(b"dead", request_id="dead")
+        client.dequeue()
+        client.release("dead", status=pb.TASK_STATUS_REJECTED, dead_letter=True)
         yield Place(client, admin, held.task_id)
         admin.delete(*admin.scan_iter(f"{client.queue}:*"))
 
@@ -478,6 +501,12 @@ EDGES: dict[str, dict[str, Bad]] = {
         "settle.settlements": {"none": Times(0), "1000": Times(1000)},
     },
     "ScheduleSweep": {"interval": {"most": seconds(DAY), "unset": Unset}},
+    "ListDeadLetters": {
+        "max_letters": {"zero": 0, "many": 10**9},
+        "page_token": {"empty": "", "late": "999999999999.999999/%FF"},
+    },
+    "RequeueDeadLetters": {"task_ids": {"1": Times(1), "1000": Times(1000)}},
+    "PurgeDeadLetters": {"task_ids": {"1": Times(1), "1000": Times(1000)}},
 }
 
 

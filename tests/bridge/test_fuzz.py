@@ -188,7 +188,11 @@ def seeds(client: Client) -> list[tuple[str, bytes]]:
     payload = pb.Payload(data=b'{"a": 1}', content_type="application/json")
     spec = pb.TaskSpec(payload=payload, task_timeout=seconds(60), delay=seconds(1.5), request_id="r-1")
     actions: list[dict[str, Any]] = [
-        {"release": pb.ReleaseAction(result=payload, result_ttl=seconds(60), status=pb.TASK_STATUS_REJECTED)},
+        {
+            "release": pb.ReleaseAction(
+                result=payload, result_ttl=seconds(60), status=pb.TASK_STATUS_REJECTED, dead_letter=True
+            )
+        },
         {"requeue": pb.RequeueAction(delay=seconds(5), task_timeout=seconds(60))},
         {"extend": pb.ExtendAction(task_timeout=seconds(600))},
     ]
@@ -220,6 +224,11 @@ def seeds(client: Client) -> list[tuple[str, bytes]]:
         "Sweep": [pb.SweepRequest(queue=queue)],
         "ScheduleSweep": [pb.ScheduleSweepRequest(queue=queue, interval=seconds(3600))],
         "UnscheduleSweep": [pb.UnscheduleSweepRequest(queue=queue)],
+        "ListDeadLetters": [
+            pb.ListDeadLettersRequest(queue=queue, max_letters=3, page_token="1700000000.123456/r-1"),
+        ],
+        "RequeueDeadLetters": [pb.RequeueDeadLettersRequest(queue=queue, task_ids=["r-1", working[0]])],
+        "PurgeDeadLetters": [pb.PurgeDeadLettersRequest(queue=queue, all=True)],
     }  # fmt: skip
     assert set(requests) == set(METHODS)
     return [(rpc, request.SerializeToString()) for rpc, of in requests.items() for request in of]

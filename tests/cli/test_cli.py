@@ -22,14 +22,28 @@ from torrelque import Torrelque, TorrelqueTaskId, TorrelqueTaskStatus, __version
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 30.0
 DEAD = "redis://127.0.0.1:1/0"
-COMMANDS = ["check", "demo", "enqueue", "state", "stats", "sweep", "watch"]
+ALL = [
+    "check",
+    "dead",
+    "dead list",
+    "dead purge",
+    "dead requeue",
+    "demo",
+    "enqueue",
+    "state",
+    "stats",
+    "sweep",
+    "watch",
+]
+COMMANDS = ["check", "dead", "demo", "enqueue", "state", "stats", "sweep", "watch"]
 
 
 class Command:
     """Runs the command on a queue of the test's own."""
 
-    def __init__(self, url: str, queue: str) -> None:
+    def __init__(self, url: str, queue: str, admin: Any = None) -> None:
         self.url = url
+        self.admin = admin
         self.queue = queue
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("TORRELQUE_")}
         self.env |= {"TORRELQUE_URL": url, "TORRELQUE_QUEUE": queue, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -90,7 +104,7 @@ class Command:
 @pytest.fixture
 def torrelque(server: Server, name: str) -> Command:
     """The command, set up for the server by its environment."""
-    return Command(server.url, name)
+    return Command(server.url, name, server.admin)
 
 
 @pytest.fixture
@@ -116,7 +130,7 @@ def test_version(alone: Command) -> None:
     assert __version__ in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], *([command, "--help"] for command in COMMANDS)])
+@pytest.mark.parametrize("arguments", [["--help"], [], *([*command.split(), "--help"] for command in ALL)])
 def test_help_teaches(alone: Command, arguments: list[str]) -> None:
     """The help of the command and of each of its verbs has examples and tells the exit codes."""
     done = alone(*arguments)
@@ -225,6 +239,15 @@ def test_wrong_password(torrelque: Command) -> None:
         ["enqueue", "1", "--id", "a b"],
         ["enqueue", "1", "--delay", "-1"],
         ["enqueue", "1", "--task-timeout", "0"],
+        ["dead"],
+        ["dead", "nonsense"],
+        ["dead", "list", "--max", "0"],
+        ["dead", "requeue"],
+        ["dead", "requeue", "x", "--all"],
+        ["dead", "requeue", ""],
+        ["dead", "purge"],
+        ["dead", "purge", "--all"],
+        ["dead", "purge", "x", "--all", "--yes"],
         ["demo", "/nonsense"],
         ["demo", "--workers", "1"],
     ],
@@ -270,9 +293,69 @@ def test_stats(torrelque: Command, backend: str) -> None:
     torrelque.dequeue()
     done = torrelque("--backend", backend, "stats")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["tasks", "4", "pending", "2", "working", "1", "delayed", "1"]
+    assert done.stdout.split() == ["tasks", "4", "pending", "2", "working", "1", "delayed", "1", "dead_letters", "0"]
     done = torrelque("--backend", backend, "stats", "--json")
-    assert json.loads(done.stdout) == {"tasks": 4, "pending": 2, "working": 1, "delayed": 1}
+    assert json.loads(done.stdout) == {
+        "tasks": 4, "pending": 2, "working": 1, "delayed": 1, "dead_letters": 0,
+    }  # fmt: skip
+
+
+def buried(torrelque: Command, count: int) -> list[str]:
+    """Make dead letters of fresh tasks; returns their ids."""
+    ids = torrelque("enqueue", *map(str, range(count))).stdout.split()
+    for n in range(count):
+        torrelque.release(torrelque.dequeue(), status=TorrelqueTaskStatus.REJECTED, result=f"no {n}", dead_letter=True)
+    return ids
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_dead_letters_are_listed(torrelque: Command, backend: str) -> None:
+    """Dead letters are shown in their order, for people and for programs, as many as are asked for."""
+    ids = buried(torrelque, 3)
+    done = torrelque("--backend", backend, "dead", "list", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(letter["id"], letter["task"], letter["reason"]) for letter in found] == [
+        (task_id, n, f"no {n}") for n, task_id in enumerate(ids)
+    ]
+    assert set(found[0]) == {
+        "id", "task", "reason", "dequeue_count", "requeue_count", "enqueue_time", "last_dequeue_time",
+        "last_requeue_time", "release_time",
+    }  # fmt: skip
+    lines = torrelque("dead", "list", "--max", "2").stdout.splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(rf'\d{{4}}-\d\d-\d\d [\d:.]+Z  {ids[0]}  deliveries 1, reason "no 0", task 0', lines[0])
+    assert json.loads(torrelque("stats", "--json").stdout)["dead_letters"] == 3
+
+
+def test_dead_letter_that_cannot_be_read(torrelque: Command) -> None:
+    """A payload that is no JSON is told in place of it, and hides no other."""
+    ids = buried(torrelque, 2)
+    torrelque.admin.hset(f"{torrelque.queue}:dead:payloads", ids[0], b"{no \x1b[31mJSON")
+    done = torrelque("dead", "list", "--json")
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, first["task"], second["task"]) == (0, None, 1)
+    assert ids[0] in first["task_error"]
+    lines = torrelque("dead", "list").stdout
+    assert len(lines.splitlines()) == 2
+    assert "\x1b" not in lines
+
+
+def test_dead_letters_are_requeued_and_purged(torrelque: Command) -> None:
+    """Some by their ids, or all; ids that are no dead letters are told by the exit code."""
+    ids = buried(torrelque, 5)
+    done = torrelque("dead", "requeue", ids[0])
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["requeued", "1"], "")
+    done = torrelque("dead", "requeue", ids[0], ids[1], ids[1])
+    assert (done.returncode, done.stdout.split(), done.stderr) == (1, ["requeued", "1"], "")
+    done = torrelque("dead", "purge", ids[2])
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["purged", "1"], "")
+    assert torrelque("dead", "requeue", "--all").stdout.split() == ["requeued", "2"]
+    assert torrelque.take() == [0, 1, 3, 4]
+    buried(torrelque, 2)
+    assert torrelque("dead", "purge", "--all", "--yes").stdout.split() == ["purged", "2"]
+    done = torrelque("dead", "list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -128,6 +128,7 @@ CASES = [
     Case("release", "status", lambda q, v, **p: q.release(HELD, status=v, **p), NO_STATUSES, STATUS_JUNK),
     # True is no junk, but does not go with the status that is the default.
     Case("release", "dead_letter", lambda q, v, **p: q.release(HELD, dead_letter=v, **p), [True], NO_FLAGS),
+    Case("release_many", "dead_letter", lambda q, v: q.release_many([HELD], dead_letter=v), [True], NO_FLAGS),
     Case("dead_letters", "limit", lambda q, v: q.dead_letters(v), [0, -1, -(10**5000)], [*NO_NUMBERS, 1.5, None]),
     Case("dead_letters", "max_bytes", lambda q, v: q.dead_letters(max_bytes=v), [0, -1], [*NO_NUMBERS, 1.5, 1.0]),
     Case(

@@ -388,6 +388,7 @@ async def test_id_that_is_no_text(open_queue: Any, admin: Redis, name: str) -> N
         (letter,) = await queue.dead_letters()
         assert letter.task == 1
         assert admin.zrange(f"{name}:dead", 0, -1) == [odd]
+        assert await queue.dead_letters(after=letter.cursor) == []
         assert await queue.requeue_dead_letters() == 1
         assert await queue.requeue_dead_letters() == 0
         held, _ = await queue.dequeue(5)

@@ -317,7 +317,8 @@ def stats(settings: Settings, as_json: bool) -> int:
     """
 
     async def use(queue: Torrelque) -> int:
-        printing.show((await queue.get_queue_stats())._asdict(), as_json)
+        counts = (await queue.get_queue_stats())._asdict()
+        printing.show({**counts, "dead_letters": await queue.count_dead_letters()}, as_json)
         return OK
 
     return _with_queue(settings, use)
@@ -437,6 +438,104 @@ def watch(settings: Settings, task_id: str, timeout: float | None, as_json: bool
         if status is None or not status.isfinal():
             click.echo(printing.as_json_text({"id": task_id, "status": "released"}) if as_json else "released")
         return NOT_SO if status is TorrelqueTaskStatus.REJECTED else OK
+
+    return _with_queue(settings, use)
+
+
+@cli.group(epilog=EXIT_CODES)
+def dead() -> None:
+    """Look at dead letters, requeue or purge them.
+
+    Dead letters are tasks that were given up and kept: by a consumer, or by a limit on deliveries.
+
+    \b
+    Examples:
+      torrelque dead list
+      torrelque dead requeue 3f0c...
+      torrelque dead purge --all --yes
+    """
+
+
+@dead.command("list", epilog=EXIT_CODES)
+@click.option("--max", "most", type=click.IntRange(1), default=100, show_default=True, help="So many at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object on each line; times are unix times.")
+@click.pass_obj
+def list_letters(settings: Settings, most: int, as_json: bool) -> int:
+    """List dead letters, those that were given up first before others.
+
+    \b
+    Examples:
+      torrelque dead list
+      torrelque dead list --max 100000 --json | jq -r .id
+    """
+
+    async def use(queue: Torrelque) -> int:
+        left, after = most, None
+        while left and (page := await queue.dead_letters(min(left, checks.MAX_TASKS), after=after)):
+            for letter in page:
+                click.echo(
+                    printing.as_json_text(printing.plain_letter(letter)) if as_json else printing.letter_line(letter)
+                )
+            left, after = left - len(page), page[-1].cursor
+        return OK
+
+    return _with_queue(settings, use)
+
+
+_ids = click.argument("task_ids", nargs=-1, metavar="[ID]...")
+
+
+@dead.command("requeue", epilog=EXIT_CODES)
+@_ids
+@click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.pass_obj
+def requeue_letters(settings: Settings, task_ids: tuple[str, ...], everything: bool) -> int:
+    """Give dead letters back to the queue; their attempts begin anew.
+
+    Prints how many there were. IDs that are no dead letters are passed over, and make the exit code 1.
+
+    \b
+    Examples:
+      torrelque dead requeue 3f0c...
+      torrelque dead requeue --all
+    """
+    return _over_letters(settings, Torrelque.requeue_dead_letters, "requeued", task_ids, everything)
+
+
+@dead.command("purge", epilog=EXIT_CODES)
+@_ids
+@click.option("--all", "everything", is_flag=True, help="All that are there now; needs --yes.")
+@click.option("--yes", is_flag=True, help="Yes, all of them, for good.")
+@click.pass_obj
+def purge_letters(settings: Settings, task_ids: tuple[str, ...], everything: bool, yes: bool) -> int:
+    """Remove dead letters for good, with all that is known about them.
+
+    Prints how many there were. IDs that are no dead letters are passed over, and make the exit code 1.
+
+    \b
+    Examples:
+      torrelque dead purge 3f0c...
+      torrelque dead purge --all --yes
+    """
+    if everything and not yes:
+        raise click.UsageError("--all removes every dead letter for good: add --yes")
+    return _over_letters(settings, Torrelque.purge_dead_letters, "purged", task_ids, everything)
+
+
+def _over_letters(
+    settings: Settings,
+    call: Callable[[Torrelque, Sequence[str] | None], Awaitable[int]],
+    done: str,
+    task_ids: tuple[str, ...],
+    everything: bool,
+) -> int:
+    if bool(task_ids) == everything:
+        raise click.UsageError("give either IDs, or --all")
+
+    async def use(queue: Torrelque) -> int:
+        count = await call(queue, None if everything else task_ids)
+        printing.show({done: count}, as_json=False)
+        return OK if everything or count == len(set(task_ids)) else NOT_SO
 
     return _with_queue(settings, use)
 

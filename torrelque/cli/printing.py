@@ -13,7 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 
-from torrelque.model import TorrelqueCheckFinding, TorrelqueTaskState, TorrelqueTaskStatus
+from torrelque.errors import TorrelqueDecodeError
+from torrelque.model import TorrelqueCheckFinding, TorrelqueDeadLetter, TorrelqueTaskState, TorrelqueTaskStatus
 
 
 class Bar:
@@ -49,6 +50,24 @@ def finding(found: TorrelqueCheckFinding) -> str:
 def plain(task_id: str, found: TorrelqueTaskState) -> dict[str, Any]:
     """What is known about a task, for programs."""
     return {"id": task_id, **found._asdict(), "status": found.status.name.lower()}
+
+
+def plain_letter(letter: TorrelqueDeadLetter) -> dict[str, Any]:
+    """What is known about a dead letter, for programs."""
+    known = {"id": letter.task_id, **letter._asdict()}
+    del known["task_id"], known["cursor"]
+    for name in ("task", "reason"):
+        if isinstance(known[name], TorrelqueDecodeError):
+            known |= {name: None, f"{name}_error": str(known[name])}
+    return known
+
+
+def letter_line(letter: TorrelqueDeadLetter) -> str:
+    known = plain_letter(letter)
+    task, reason = (known.get(f"{name}_error") or as_json_text(known[name]) for name in ("task", "reason"))
+    task_id = as_json_text(letter.task_id)[1:-1]  # one that a foreign hand has made may hold anything
+    count = letter.dequeue_count
+    return f"{_moment(letter.release_time)}  {task_id}  deliveries {count}, reason {reason}, task {task}"
 
 
 def readable(task_id: str, found: TorrelqueTaskState) -> dict[str, Any]:
