@@ -156,9 +156,11 @@ def page_token(text: str) -> str | None:
 
 def some_or_all(request: pb.RequeueDeadLettersRequest | pb.PurgeDeadLettersRequest) -> list[str] | None:
     """Read which dead letters are meant; ``None`` is all of them."""
-    if request.all and not request.task_ids:
+    if request.all and request.task_ids:
+        raise invalid("all", "goes without task_ids")
+    if request.all:
         return None
-    if request.all or not 1 <= len(request.task_ids) <= MAX_BATCH:
+    if not 1 <= len(request.task_ids) <= MAX_BATCH:
         raise invalid("task_ids", f"must be 1 to {MAX_BATCH} ids, or none with all")
     return [task_id(text, None, f"task_ids[{i}]") for i, text in enumerate(request.task_ids)]
 
