@@ -702,9 +702,11 @@ def test_handback(store: Store, script: Any, before: Data, args: Any, after: Dat
     ("nothing", SWEEP, Data(), ("500", "300", ""), Data(), [0, 0, 0, [], b"end", b"inf"]),
     (
         "stale, due, and neither", SWEEP,
-        Data(pending="p", working={"a": -1, "b": -2, "c": 600}, delayed={"d": -1, "e": -2, "f": 700}),
+        Data(pending="p", working={"a": -1, "b": -2, "c": 600}, delayed={"d": -1, "e": -2, "f": 700},
+             states={"c": {"timeout": "900"}}),
         ("500", "300", ""),
-        Data(pending="pbaed", working={"c": 600}, delayed={"f": 700}, states=dict.fromkeys("abde", BACK)),
+        Data(pending="pbaed", working={"c": 600}, delayed={"f": 700},
+             states=dict.fromkeys("abde", BACK) | {"c": {"timeout": "900"}}),
         [2, 2, 0, [], b"end", None],
     ),
     ("parked at first sight", SWEEP, Data(dequeueing="ab"), ("500", "300", ""),
@@ -761,6 +763,70 @@ def test_lease_without_an_end(store: Store) -> None:
     store.admin.zadd(store.keys.working, {"a": "+inf", "b": "+inf", "c": "-inf"})
     assert store.run(SWEEP, "500", "300", "")[:3] == [1, 0, 0]
     assert store.read()["working"] == {"a": pytest.approx(9, abs=1), "b": pytest.approx(300, abs=1)}
+
+
+HOUR = 3600
+
+
+def test_leases_from_the_future(store: Store) -> None:
+    """After the clock was put back by an hour a sweep lets leases end a whole lease from now; what may be so stays."""
+    now = store.now()
+    store.seed(Data(
+        working={"a": HOUR + 300, "b": HOUR + 9, "c": 300, "d": 350, "e": HOUR, "f": HOUR},
+        states={"b": {"timeout": "9"}, "e": {"longest_lease": "3600"}, "f": {"timeout": "7200"}},
+    ))  # fmt: skip
+    assert store.run(SWEEP, "500", "300", "timed")[:3] == [0, 0, 0]
+    assert store.read()["working"]["a"] == HOUR + 300
+    assert store.run(SWEEP, "500", "300", "")[:5] == [0, 0, 0, [], b"end"]
+    assert store.read()["working"] == {"a": 300, "b": 9, "c": 300, "d": 350, "e": HOUR, "f": HOUR}
+    assert store.now() - now < 60
+
+
+def test_delays_from_the_future(store: Store) -> None:
+    """After the clock was put back a sweep lets delays count from now, once; a long delay by itself is none of its."""
+    now = store.now()
+    times = {"enqueue_time": f"{now + HOUR:.6f}"}
+    store.seed(Data(
+        delayed={"a": HOUR + 200, "b": HOUR + 400, "c": 2 * HOUR, "d": HOUR + 500},
+        states={
+            "a": times, "b": {"enqueue_time": "5", "last_dequeue_time": f"{now + HOUR + 100:.6f}"},
+            "c": {"enqueue_time": f"{now:.6f}"}, "d": {"enqueue_time": "nan", "last_requeue_time": "1e300"},
+        },
+    ))  # fmt: skip
+    for _ in range(2):
+        assert store.run(SWEEP, "500", "300", "")[:5] == [0, 0, 0, [], b"end"]
+        assert store.read()["delayed"] == {"a": 200, "b": 300, "c": 2 * HOUR, "d": HOUR + 500}
+    # And once more by a second jump.
+    stamp = store.admin.hget(store.keys.state(b"a"), "rebased").decode()
+    last, at = stamp.split()
+    store.admin.hset(store.keys.state(b"a"), "rebased", f"{last} {float(at) + HOUR:.6f}")
+    store.admin.zincrby(store.keys.delayed, HOUR, "a")
+    store.run(SWEEP, "500", "300", "")
+    assert store.read()["delayed"]["a"] == 200
+
+
+def test_many_from_the_future(store: Store) -> None:
+    """One sweep in bounded steps finds all leases of a length that a clock has moved away."""
+    ids = [f"w{i}" for i in range(200)]
+    store.admin.zadd(store.keys.working, {task_id: store.now() + HOUR + i for i, task_id in enumerate(ids)})
+    store.admin.hset(store.keys.tasks, mapping=dict.fromkeys(ids, "body"))
+    cursor, steps = b"", 0
+    while cursor != b"end":
+        cursor = store.run(SWEEP, "150", "300", cursor)[4]
+        steps += 1
+    assert 4 <= steps < 10
+    assert all(left == 300 for left in store.read()["working"].values())
+
+
+def test_extensions_longer_than_the_lease_are_noted(store: Store) -> None:
+    """What was asked for is kept by a sweep; a shorter extension later changes nothing about that."""
+    store.seed(Data(working={"a": 60}, states={"a": {"dequeue_count": "1"}}))
+    for seconds in ("", "5", "3600", "1000"):
+        store.run(EXTEND, *WAKE, "300", "a", "1", seconds)
+    assert store.admin.hget(store.keys.state(b"a"), "longest_lease") == b"3600"
+    assert store.run(EXTEND, *WAKE, "300", "a", "1", "3600")
+    store.run(SWEEP, "500", "300", "")
+    assert store.read()["working"] == {"a": 3600}
 
 
 def test_delay_without_an_end(store: Store) -> None:

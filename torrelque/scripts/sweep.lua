@@ -24,6 +24,13 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '+inf', '+inf', 'LIMIT'
   redis.call('ZADD', delayed, stamp(now), id)
 end
 
+-- Where many are found there are more: this step then goes no further, and the next one begins with them.
+local moved = 0
+if passed == '' then
+  moved = rebase_leases(ARGV[2]) + rebase_delays()
+  budget = moved < LOOK and budget - moved or 0
+end
+
 local stale = promote(working, budget, dropped)
 local due = promote(delayed, budget - stale, dropped)
 budget = budget - stale - due
