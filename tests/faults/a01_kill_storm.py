@@ -96,9 +96,9 @@ class Storm:
     def _restart(self) -> None:
         for slot in self.slots:
             if not self.site.crew.members[slot].stopped:
+                self.site.wait_for_servers()
                 self.terms.append(self.site.crew.end(slot))
                 self.site.crew.start(slot)
-                self.site.wait_for_servers()
 
 
 def draw(options: Options, slots: list[str], duration: float) -> list[Act]:

@@ -263,6 +263,17 @@ class _Doubt:
         return index > 0 and self._ends[index - 1] >= begin
 
 
+def _stops(events: Iterable[Event]) -> dict[str, list[tuple[int, float]]]:
+    """When each process stood still."""
+    stops: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for event in events:
+        if event.kind == "stop":
+            stops[event.about].append((event.at, math.inf))
+        elif event.kind == "cont":
+            stops[event.about][-1] = (stops[event.about][-1][0], event.at)
+    return stops
+
+
 # Judging
 
 
@@ -285,6 +296,7 @@ class _Judge:
         self._doubt = _Doubt(history.calls, history.events, allowances.lease)
         ways_back = {"disconnect", *(("kill", "term", "stop") if allowances.hands_back else ())}
         self._given_back = {event.about for event in history.events if event.kind in ways_back}
+        self._stops = _stops(history.events)
         self._findings = Findings()
         names = ("enqueued", "delivered", "released", "lost", "unexpected", "duplicated", "recovered", "unseen claims")
         self._findings.counts.update(dict.fromkeys(names, 0))
@@ -411,7 +423,13 @@ class _Judge:
             text = f"delivery {after.token} to {after.process} {held:.3f} s after {before.token} to {before.process}"
             self._broken("unexplained", task_id, text, by_rollback=True)
         elif after.token == (before.token or 0) + 1:
-            ended = self._lease_end(task, own, before.completed)
+            self._measure(self._lease_end(task, own, before.completed), after)
+
+    def _measure(self, ended: float, after: _Delivery) -> None:
+        """Note how long a lease that ran out waited for the next, unless that went to a process that stood still."""
+        if any(begin < after.completed and ended < end for begin, end in self._stops.get(after.process, ())):
+            self._findings.counts["to a stopped process"] += 1
+        else:
             self._findings.recoveries.append(max(0.0, (after.completed - ended) / _SECOND))
 
     def _lease_end(self, task: _Task, own: Sequence[_Settle], claimed: float) -> float:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,8 @@ from faults.history import Recorder
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 _TAIL = 2000
+#: A program that is so young, in seconds, may not have come to its signals yet.
+_COMING_UP = 10.0
 
 
 def die_with_parent() -> None:
@@ -45,6 +47,7 @@ class Child:
     #: It ends by itself when its work is done.
     ends: bool = False
     stopped: bool = False
+    started: float = field(default_factory=time.monotonic)
 
 
 class Crew:
@@ -149,7 +152,8 @@ class Crew:
             self.deserters.append(f"{child.name} has not ended {seconds:g} s after SIGTERM: {self._tail(child)}")
             self.kill(slot)
         else:
-            if code:
+            was_up = code != -signal.SIGTERM or began - child.started > _COMING_UP
+            if code and was_up:
                 self.deserters.append(f"{child.name} ended with {code} after SIGTERM: {self._tail(child)}")
         self._recorder.event("ended", child.name)
         return time.monotonic() - began

@@ -8,6 +8,7 @@ fdatasync fail. The disk is a tmpfs, which can be made too small (that needs roo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -21,6 +22,8 @@ from support import wait_until
 
 from torrelque import embedded
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS = 0x00020000
 #: The size of the disk, and what is left of it when it is to run full, in bytes.
 _ROOMY, _SCANTY = 4 << 30, 1 << 20
 #: Seconds until a server must serve, and until one that met a fault must have ended.
@@ -57,10 +60,13 @@ def unflushed(lines: Iterable[str]) -> int:
 
 @contextlib.contextmanager
 def disk(folder: Path) -> Iterator[Path]:
-    """Mount a disk of one's own."""
+    """Mount a disk of one's own, which only this thread and its children see, and which goes with them."""
     if os.geteuid():
         raise PermissionError("a disk that runs full is a tmpfs, so this needs root")
     folder.mkdir()
+    if _LIBC.unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "no mounts of one's own")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_ROOMY},mode=700", "tmpfs", folder], check=True)
     try:
         yield folder

@@ -100,6 +100,14 @@ def test_crash_and_redelivery() -> None:
     assert findings.recovery(0.99) == pytest.approx(0.4)
 
 
+def test_recovery_by_a_stopped_process() -> None:
+    """That a claim's answer is read late by a process that stands still says nothing of the queue."""
+    story = Story().enqueue(0).deliver(1, 1).event(2.9, "stop", "w2").event(6, "cont", "w2").deliver(2, 2, "w2", took=5)
+    findings = story.settle(7.1, "release", 2, "w2").check()
+    assert (findings.violations, findings.recoveries) == ([], [])
+    assert findings.counts["to a stopped process"] == 1
+
+
 def test_lost_claim() -> None:
     """A claim whose answer was lost costs a number, and a lease."""
     story = Story().enqueue(0).call(1, "w1", "dequeue", 1, UNKNOWN, took=None).event(1.1, "kill", "w1")
