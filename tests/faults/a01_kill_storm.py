@@ -26,6 +26,8 @@ SWEEP = 1.0
 TASKS, KILLS, STOPS, RESTARTS, DURATION = 300_000, 150, 30, 10, 440.0
 #: Seconds from the end of a lease to the next delivery, which 99 of 100 must not exceed.
 RECOVERY = 1.0
+#: Seconds between two faults at least: what was held up does not come all at once.
+GAP = 0.2
 #: Tasks a second that must have been acknowledged.
 PACE = 560.0
 _PRODUCERS = [("redispy", "asyncio"), ("coredis", "trio"), ("grpc", "")]
@@ -49,22 +51,25 @@ class Storm:
     slots: list[str]
     acts: list[Act]
     done: Counter[str] = field(default_factory=Counter)
-    terms: list[float] = field(default_factory=list)
 
     def play(self) -> None:
-        """Do everything at its time, and go on until the producers have ended."""
-        crew, began, told = self.site.crew, time.monotonic(), 0.0
-        self.acts.sort(key=lambda act: -act.at)
+        """Do everything at its time, but for a moment between any two, until the producers have ended."""
+        crew, self._began, told, last = self.site.crew, time.monotonic(), 0.0, 0.0
         while self.acts or self._producing():
-            now = time.monotonic() - began
-            if self.acts and self.acts[-1].at <= now:
+            self.acts.sort(key=lambda act: -act.at)
+            if self.acts and self.acts[-1].at <= self._now and last + GAP <= self._now:
                 self._do(self.acts.pop())
+                last = self._now
             else:
                 crew.look()
                 time.sleep(0.02)
-            if now > told + 10:
-                told = now
-                progress(f"{now:.0f} s, {self.site.admin.hlen(f'{self.site.queue}:tasks')} live, {dict(self.done)}")
+            if self._now > told + 10:
+                told = self._now
+                progress(f"{told:.0f} s, {self.site.admin.hlen(f'{self.site.queue}:tasks')} live, {dict(self.done)}")
+
+    @property
+    def _now(self) -> float:
+        return time.monotonic() - self._began
 
     def _producing(self) -> bool:
         crew = self.site.crew
@@ -78,13 +83,22 @@ class Storm:
                 crew.start(slot)
             case "stop":
                 crew.stop(slot)
-                self.acts.append(Act(act.at + LEASE + 2, "cont", slot))
-                self.acts.sort(key=lambda act: -act.at)
+                self._later("cont", slot, LEASE + 2)
             case "cont":
                 crew.resume(slot)
             case "restart":
-                self._restart()
+                for number, each in enumerate(self.slots):
+                    self._later("term", each, number * 2 * GAP)
+            case "term" if not self.site.serving():
+                self._later("term", slot, GAP)  # one after the other
+                return
+            case "term" if not crew.members[slot].stopped:
+                crew.end(slot)
+                crew.start(slot)
         self.done[act.what] += 1
+
+    def _later(self, what: str, slot: str, seconds: float) -> None:
+        self.acts.append(Act(self._now + seconds, what, slot))
 
     def _awake(self, slot: str) -> str:
         """Find the next of this kind, from *slot* on, that is not stopped."""
@@ -92,13 +106,6 @@ class Storm:
         index = self.slots.index(slot)
         others = [each for each in self.slots[index:] + self.slots[:index] if each.startswith(kind)]
         return next(each for each in others if not self.site.crew.members[each].stopped)
-
-    def _restart(self) -> None:
-        for slot in self.slots:
-            if not self.site.crew.members[slot].stopped:
-                self.site.wait_for_servers()
-                self.terms.append(self.site.crew.end(slot))
-                self.site.crew.start(slot)
 
 
 def draw(options: Options, slots: list[str], duration: float) -> list[Act]:

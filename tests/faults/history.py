@@ -213,16 +213,20 @@ class Recorder:
         """Append a line: one system call, so that it is whole or not there unless the process dies in it."""
         os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
-    def begin(self, op: str, args: Any, **more: Any) -> _Pending:
-        """Write down that a call is about to be made; give its outcome to what is returned."""
+    def begin(self, op: str, args: Any, *, since: int | None = None, **more: Any) -> _Pending:
+        """Write down that a call is about to be made; give its outcome to what is returned.
+
+        :param since: when it was made, if that is not now: what comes by a stream may have been claimed since its
+            beginning, and have waited for its reader
+        """
         number = next(self._numbers)
-        self.write("i", number, op, args, more, time.monotonic_ns())
+        self.write("i", number, op, args, more, time.monotonic_ns() if since is None else since)
         return _Pending(self, number, len(args) if isinstance(args, Sequence) else 1)
 
     @contextmanager
-    def call(self, op: str, args: Any, **more: Any) -> Iterator[_Pending]:
+    def call(self, op: str, args: Any, *, since: int | None = None, **more: Any) -> Iterator[_Pending]:
         """Write down a call and what the body says of it; an error, which passes on, is judged by :func:`outcome`."""
-        pending = self.begin(op, args, **more)
+        pending = self.begin(op, args, since=since, **more)
         try:
             yield pending
         except BaseException as error:

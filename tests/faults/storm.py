@@ -153,11 +153,13 @@ class Site:
 
         self.crew.add(slot, command, ends=True)
 
+    def serving(self) -> bool:
+        """Tell whether all gRPC servers listen."""
+        return all(listens(host, int(port)) for host, _, port in (each.rpartition(":") for each in self.addresses))
+
     def wait_for_servers(self, seconds: float = 20) -> None:
         """Return when all gRPC servers listen."""
-        for address in self.addresses:
-            host, _, port = address.rpartition(":")
-            wait_until(lambda host=host, port=port: listens(host, int(port)), seconds)
+        wait_until(self.serving, seconds)
 
     def drain(self, seconds: float = DRAIN) -> float | None:
         """Wait until the queue is empty; returns how long that took, or ``None`` when it did not come."""

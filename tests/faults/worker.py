@@ -287,6 +287,7 @@ class Stream:
             progress_interval=seconds(1),
         )  # fmt: skip
         self._requests.put(pb.ConsumeRequest(open=opened))
+        self.began = time.monotonic_ns()
         self._call = stub.Consume(iter(self._requests.get, None))
         #: The settles that were sent and not answered, by their sequence numbers.
         self.open: dict[int, tuple[Any, list[Any]]] = {}
@@ -318,7 +319,10 @@ class StreamWorker(WireWorker):
         while not self._stopping.is_set():
             stream = Stream(self._stub, self._orders.queue, self._orders.batch)
             try:
-                self._read(stream)
+                # What was pushed may wait for its reader while that is busy: a claim without an answer until the end.
+                with self._recorder.call("dequeue", self._orders.batch) as whole:
+                    self._read(stream)
+                    whole.ok([])
             except grpc.RpcError as error:
                 say(error.code())
                 time.sleep(PAUSE)
@@ -329,7 +333,7 @@ class StreamWorker(WireWorker):
                 self._settle("batch", tasks)
 
     def _read(self, stream: Stream) -> None:
-        closing = False
+        leaving = closing = False
         while (response := self._receive(stream)) is not None:
             if response.WhichOneof("response") == "settled":
                 call, tasks = stream.open.pop(response.settled.sequence)
@@ -338,14 +342,14 @@ class StreamWorker(WireWorker):
                 time.sleep(self._plan.busy(self._orders.busy))
                 named = [(task.task_id, task.dequeue_count) for task in tasks]
                 stream.release(tasks, self._recorder.begin("release", named))
-            leaving = self._stopping.is_set() or response.WhichOneof("response") == "draining"
+            leaving |= self._stopping.is_set() or response.WhichOneof("response") == "draining"
             if leaving and not stream.open and not closing:
                 closing = True
                 stream.half_close()
 
     def _receive(self, stream: Stream) -> pb.ConsumeResponse | None:
         """Any message may be a delivery, so waiting for one is a dequeue."""
-        with self._recorder.call("dequeue", self._orders.batch) as call:
+        with self._recorder.call("dequeue", self._orders.batch, since=stream.began) as call:
             response = stream.next()
             tasks = [] if response is None else response.delivery.tasks
             call.ok([(task.task_id, task.dequeue_count, digest(task.payload.data)) for task in tasks])
