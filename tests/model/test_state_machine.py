@@ -69,6 +69,8 @@ class Task:
     """Deliveries, the fencing token."""
     requeues: int = 0
     """Returns to pending."""
+    forgiven: int = 0
+    """Deliveries before it was requeued as a dead letter."""
 
 
 @dataclass
@@ -88,9 +90,11 @@ class Model:
     """When each delay has ended, alike."""
     final: dict[str, tuple[TorrelqueTaskStatus, Any, Task]] = field(default_factory=dict)
     """What was released with a result that is still kept."""
+    dead: dict[str, tuple[Any, Task]] = field(default_factory=dict)
+    """Dead letters, each with its reason, in the order of their deaths."""
 
     def enqueue(self, task_id: str, task: Task, delay: float | None) -> bool:
-        if task_id in self.live or task_id in self.final:
+        if task_id in self.live or task_id in self.final or task_id in self.dead:
             return False  # I7
         self.live[task_id] = task
         if delay:
@@ -111,16 +115,34 @@ class Model:
         self.pending.append(task_id)
         self.live[task_id].requeues += 1
 
-    def claim(self, wanted: int) -> list[str]:
+    def claim(self, wanted: int, limit: int | None) -> list[str]:
         """From the head; ended leases are looked for only when pending runs short."""
+        given_up: list[str] = []
         self.promote(self.delayed)
-        if len(self.pending) < wanted:
+        claimed = self.take(wanted, limit, given_up)
+        if len(claimed) < wanted:
             self.promote(self.working)
-        claimed, self.pending = self.pending[:wanted], self.pending[wanted:]
+            claimed += self.take(wanted - len(claimed), limit, given_up)
         for task_id in claimed:
             self.working[task_id] = RUNNING
             self.live[task_id].count += 1
+        for task_id in sorted(given_up):  # at one moment
+            self.dead[task_id] = f"Not delivered again: max_attempts is {limit}", self.live.pop(task_id)
         return claimed
+
+    def take(self, wanted: int, limit: int | None, given_up: list[str]) -> list[str]:
+        """Part what is to be delivered from what was delivered often enough (I8)."""
+        taken: list[str] = []
+        while self.pending and len(taken) < wanted:
+            task_id = self.pending.pop(0)
+            task = self.live[task_id]
+            (taken if limit is None or task.count - task.forgiven < limit else given_up).append(task_id)
+        return taken
+
+    def requeue_dead(self, task_id: str) -> None:
+        self.live[task_id] = task = self.dead.pop(task_id)[1]
+        task.forgiven = task.count
+        self.back(task_id)
 
     def hand_back(self, task_ids: list[str]) -> None:
         """Undo claims that nobody saw: to the head, in their order, not counted (I5, I11)."""
@@ -134,7 +156,7 @@ class Model:
         if task_id in self.working:
             token = getattr(task_id, "dequeue_count", None)  # a plain id is not fenced
             return None if token in {None, self.live[task_id].count} else TorrelqueLeaseLostError
-        if task_id in self.live or task_id in self.final:
+        if task_id in self.live or task_id in self.final or task_id in self.dead:
             return TorrelqueNotWorkingError
         return TorrelqueLookupError
 
@@ -165,9 +187,10 @@ class Model:
         """Every key that may exist."""
         full = {
             "pending": self.pending, "dequeueing": self.parked, "undequeued": self.noted, "working": self.working,
-            "delayed": self.delayed, "tasks": self.live,
+            "delayed": self.delayed, "tasks": self.live, "dead": self.dead, "dead:payloads": self.dead,
         }  # fmt: skip
-        return {key for key, value in full.items() if value} | {f"task:{task_id}" for task_id in self.live | self.final}
+        known = [*self.live, *self.final, *self.dead]
+        return {key for key, value in full.items() if value} | {f"task:{task_id}" for task_id in known}
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -190,6 +213,8 @@ class QueueMachine(RuleBasedStateMachine):
             for _ in range(2)
         ]
         self.queue = self.queues[0]
+        # One delivers for ever, as the published package does; the other gives up.
+        self.queues[1].max_attempts, self.queues[1].dead_letter = 2, True
         self.claims: list[TorrelqueTaskId] = []
         """Every id that a consumer was given, current or not: stale workers use them again."""
         self.tokens: dict[str, int] = {}
@@ -217,7 +242,13 @@ class QueueMachine(RuleBasedStateMachine):
     def any_id(self, data: st.DataObject) -> str:
         """Half of the time an id that holds its lease; else a stale one, a plain one, or one nobody issued."""
         held = [claim for claim in self.claims if self.model.verdict(claim) is None]
-        other = [*self.claims, *map(str, self.model.live), *map(str, self.model.final), "unknown"]
+        other = [
+            *self.claims,
+            *map(str, self.model.live),
+            *map(str, self.model.final),
+            *map(str, self.model.dead),
+            "unknown",
+        ]
         return data.draw(st.sampled_from(other) | st.sampled_from(held or other), "id")
 
     # Producers
@@ -255,7 +286,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), wanted=st.integers(1, 4))
     def dequeue(self, which: int, wanted: int) -> None:
-        expected = self.model.claim(wanted)
+        expected = self.model.claim(wanted, self.queues[which].max_attempts)
         poisoned = next((task_id for task_id in expected if self.model.live[task_id].payload == POISON), None)
         try:
             got = self.call(self.queues[which].dequeue, 0, max_tasks=wanted)
@@ -340,6 +371,41 @@ class QueueMachine(RuleBasedStateMachine):
             self.call(self.queue.release, task_id, result="late")
             self.call(self.queue.requeue, task_id, 5, task_timeout=6)
 
+    # Dead letters
+
+    @rule(data=st.data(), reason=st.sampled_from([None, 0, ["r"]]))
+    def release_as_a_dead_letter(self, data: st.DataObject, reason: Any) -> None:
+        task_id = self.any_id(data)
+        rejected = TorrelqueTaskStatus.REJECTED
+        if self.settle(task_id, self.queue.release, result=reason, status=rejected, dead_letter=True, strict=True):
+            del self.model.working[task_id]
+            self.model.dead[str(task_id)] = reason, self.model.live.pop(task_id)
+
+    @rule(data=st.data(), everything=st.booleans(), purge=st.booleans())
+    def over_dead_letters(self, data: st.DataObject, everything: bool, purge: bool) -> None:
+        """All of them, or two ids, which may be anything."""
+        ids = list(self.model.dead) if everything else [str(self.any_id(data)) for _ in range(2)]
+        meant = [task_id for task_id in dict.fromkeys(ids) if task_id in self.model.dead]
+        call = self.queue.purge_dead_letters if purge else self.queue.requeue_dead_letters
+        assert self.call(call, None if everything else ids) == len(meant)
+        for task_id in meant:
+            if purge:
+                del self.model.dead[task_id]
+                self.claims = [claim for claim in self.claims if claim != task_id]
+            else:
+                self.model.requeue_dead(task_id)
+
+    @rule(size=st.integers(1, 3))
+    def read_dead_letters(self, size: int) -> None:
+        read: list[Any] = []
+        page = self.call(self.queue.dead_letters, size)
+        while page:
+            read += page
+            page = self.call(self.queue.dead_letters, size, after=page[-1].cursor)
+        assert [(each.task_id, each.reason, each.dequeue_count, each.requeue_count) for each in read] == [
+            (task_id, reason, task.count, task.requeues) for task_id, (reason, task) in self.model.dead.items()
+        ]
+
     # Sweeps and looks
 
     @rule(which=st.integers(0, 1))
@@ -359,6 +425,8 @@ class QueueMachine(RuleBasedStateMachine):
                 status = TorrelqueTaskStatus.DELAYED
         elif task_id in model.final:
             status, result, task = model.final[task_id]
+        elif task_id in model.dead:
+            status, (result, task) = TorrelqueTaskStatus.REJECTED, model.dead[task_id]
         else:
             with pytest.raises(TorrelqueLookupError):
                 self.call(self.queue.get_task_state, task_id)
@@ -411,6 +479,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert {task_id: json.loads(body) for task_id, body in stored.tasks.items()} == {
             task_id: task.payload for task_id, task in model.live.items()
         }  # I2
+        assert {task_id: json.loads(body) for task_id, body in stored.dead_payloads.items()} == {
+            task_id: task.payload for task_id, (_, task) in model.dead.items()
+        }
+        assert list(stored.dead) == list(model.dead)
         for task_id, task in model.live.items():
             state = stored.states[task_id]
             assert int(state.get("dequeue_count", 0)) == task.count
@@ -428,11 +500,14 @@ class QueueMachine(RuleBasedStateMachine):
             key = f"{prefix}task:{task_id}"
             assert self.admin.hmget(key, "status", "result") == [b"%d" % status, json.dumps(result).encode()]
             assert self.admin.ttl(key) > 0
+        for task_id in self.model.dead:
+            assert self.admin.ttl(f"{prefix}task:{task_id}") == -1
 
     @invariant()
     def stats_agree(self) -> None:
         model = self.model
         expected = TorrelqueQueueStats(len(model.live), len(model.pending), len(model.working), len(model.delayed))
+        assert self.call(self.queue.count_dead_letters) == len(model.dead)
         assert self.call(self.queues[1].get_queue_stats) == expected
 
     def teardown(self) -> None:
@@ -448,6 +523,9 @@ class QueueMachine(RuleBasedStateMachine):
         for place, key in ((self.model.working, "working"), (self.model.delayed, "delayed")):
             for task_id in place:
                 self.end(place, key, task_id)
+        assert self.call(self.queue.requeue_dead_letters) == len(self.model.dead)
+        for task_id in list(self.model.dead):
+            self.model.requeue_dead(task_id)
         for _ in range(2):
             self.sweep(0)
         while self.model.live:

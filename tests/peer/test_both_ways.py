@@ -77,6 +77,31 @@ async def test_our_tasks_are_theirs(open_queue: Any, theirs: PeerQueue, admin: R
         assert await ours.get_queue_stats() == TorrelqueQueueStats(0, 0, 0, 0)
 
 
+async def test_dead_letters_are_none_of_theirs(open_queue: Any, theirs: PeerQueue, admin: Redis, name: str) -> None:
+    """What was given up is not seen by 0.9, whose deliveries count, and who can read its end."""
+    async with open_queue() as ours:
+        ours.max_attempts, ours.dead_letter = 2, True
+        bad = await theirs.enqueue("bad")
+        for _ in range(2):
+            assert await theirs.dequeue(1) == (bad, "bad")
+            await theirs.requeue(bad)
+        with pytest.raises(TorrelqueTimeoutError):
+            await ours.dequeue(0)
+        assert [(letter.task_id, letter.task) for letter in await ours.dead_letters()] == [(bad, "bad")]
+        state = await same_state(ours, theirs, bad)
+        assert (state.status, state.dequeue_count) == (TorrelqueTaskStatus.REJECTED, 2)
+        assert await theirs.sweep() == await ours.sweep() == (0, 0, 0)
+        good = await ours.enqueue("good")
+        assert await theirs.dequeue(1) == (good, "good")
+        await theirs.release(good)
+        assert await ours.get_queue_stats() == await theirs.get_queue_stats() == TorrelqueQueueStats(0, 0, 0, 0)
+        assert await ours.requeue_dead_letters() == 1
+        assert await theirs.dequeue(1) == (bad, "bad")
+        assert (await same_state(ours, theirs, bad)).dequeue_count == 3
+        await theirs.release(bad)
+    assert admin.keys(f"{name}:*") == []
+
+
 async def test_a_chosen_id_and_many_tasks_are_theirs(open_queue: Any, theirs: PeerQueue) -> None:
     """Ids of a producer's own and tasks that came in bulk are taken by a 0.9 consumer, in order, several at a time."""
     async with open_queue() as ours:
