@@ -173,7 +173,9 @@ def _see_the_end(site: Site, slots: list[str], report: Report) -> None:
         report.measured[name] = -1 if took is None else took
         if took is None:
             report.violations.append(f"liveness: the queue was not empty {DRAIN:g} s after the faults")
-    report.measured["slowest end after SIGTERM s"] = max(site.crew.end(slot) for slot in slots)
+    for kind in ("worker", "peer", "server"):
+        took = site.crew.end_all([slot for slot in slots if slot.startswith(kind)])
+        report.measured[f"{kind}s have ended after SIGTERM s"] = took
 
 
 def _tell(report: Report, options: Options, storm: Storm, findings: Findings, watch: Watch) -> None:

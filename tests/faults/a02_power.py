@@ -122,16 +122,13 @@ class Rounds:
     def end(self, report: Report, allowances: Allowances) -> tuple[History, Findings]:
         """Stop producing, drain, and judge."""
         crew = self._site.crew
-        for slot in self._slots:
-            if slot.startswith("producer"):
-                crew.end(slot)
+        crew.end_all([slot for slot in self._slots if slot.startswith("producer")])
         drained = self._site.drain()
         report.measured["drained after s"] = -1 if drained is None else drained
         if drained is None:
             report.violations.append(f"liveness: the queue was not empty {DRAIN:g} s after the faults")
-        for slot in self._slots:
-            if not slot.startswith("producer"):
-                crew.end(slot)
+        for kind in ("worker", "server"):
+            crew.end_all([slot for slot in self._slots if slot.startswith(kind)])
         self._site.sweep_twice()
         progress("judging")
         told, findings = self._site.judge(allowances)

@@ -141,13 +141,24 @@ class Crew:
 
     def end(self, slot: str, seconds: float = 20) -> float:
         """SIGTERM; returns the seconds until it has ended, which it must in order."""
-        child = self.members[slot]
-        child.expected = True
-        self._recorder.event("term", child.name)
+        return self.end_all([slot], seconds)
+
+    def end_all(self, slots: Sequence[str], seconds: float = 20) -> float:
+        """SIGTERM to all of these at once; returns the seconds until the last has ended."""
         began = time.monotonic()
-        os.killpg(child.process.pid, signal.SIGTERM)
+        for slot in slots:
+            child = self.members[slot]
+            child.expected = True
+            self._recorder.event("term", child.name)
+            os.killpg(child.process.pid, signal.SIGTERM)
+        for slot in slots:
+            self._see_end(slot, began, seconds)
+        return time.monotonic() - began
+
+    def _see_end(self, slot: str, began: float, seconds: float) -> None:
+        child = self.members[slot]
         try:
-            code = child.process.wait(seconds)
+            code = child.process.wait(max(0.0, began + seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.deserters.append(f"{child.name} has not ended {seconds:g} s after SIGTERM: {self._tail(child)}")
             self.kill(slot)
@@ -156,7 +167,6 @@ class Crew:
             if code and was_up:
                 self.deserters.append(f"{child.name} ended with {code} after SIGTERM: {self._tail(child)}")
         self._recorder.event("ended", child.name)
-        return time.monotonic() - began
 
     def look(self) -> None:
         """Note who has ended though nobody asked, and start the next incarnation."""
