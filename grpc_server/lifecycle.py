@@ -111,6 +111,10 @@ def core_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", 8192),
         ("grpc.absolute_max_metadata_size", 16384),
         ("grpc.max_concurrent_streams", 1000),
+        # From 1,000 calls on that nobody here has seen yet, gRPC would cancel ever more of those that come, whoever
+        # makes them: a stranger who resets streams by thousands would end the calls of all others.
+        ("grpc.server.max_pending_requests", 50_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
         # Dead consumers are found in 40 s; Go and Java clients that ping each 10 s are not sent away.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),

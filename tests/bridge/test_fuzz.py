@@ -496,6 +496,22 @@ def test_a_flood_of_resets(target: Target) -> None:
     flood(target, make, 3000)
 
 
+def test_resets_end_nobody_elses_calls(target: Target) -> None:
+    """Calls that others take back by thousands at once are no reason to refuse those of honest callers."""
+    headers = block()
+    resets = [frame(HEADERS, END_HEADERS, n, headers) + frame(RST, 0, n, bytes(4)) for n in range(1, 2001, 2)]
+    with connect(target.process.address, "honest") as honest:
+        honest.stats()
+        calls = []
+        for _ in range(8):
+            with Wire(target.process.address) as wire:
+                wire.send(b"".join(resets))
+                request = pb.GetQueueStatsRequest(queue="honest")
+                calls += [honest.stub.GetQueueStats.future(request, timeout=DEADLINE) for _ in range(20)]
+        for call in calls:
+            call.result()
+
+
 def test_floods_of_small_frames(target: Target) -> None:
     """So are pings, settings, and headers without end."""
     flood(target, lambda n: frame(PING, 0, 0, struct.pack(">Q", n)), 3000)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import redis
 import trustme
 from faults.figures import Options, Report
@@ -64,11 +63,9 @@ class Client:
     """Claims and releases at a steady rate, however long each takes."""
 
     def __init__(self, site: Site, token: str) -> None:
-        credentials = grpc.composite_channel_credentials(
-            grpc.ssl_channel_credentials(site.ca.encode()), grpc.access_token_call_credentials(token)
-        )
-        self.channel = grpc.secure_channel(site.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+        self.channel = site.channel()
         self.stub: Any = pb_grpc.TorrelqueServiceStub(self.channel)
+        self._options: Any = {"timeout": DEADLINE, "metadata": [("authorization", f"Bearer {token}")]}
         #: gRPC cancels a call that nobody holds.
         self._sent: list[Any] = []
 
@@ -93,7 +90,7 @@ class Client:
             time.sleep(max(0.0, begun + number / RATE - time.monotonic()))
             self._enqueue()
             request = pb.DequeueRequest(queue=HONEST, timeout=seconds(5))
-            call = self.stub.Dequeue.future(request, timeout=DEADLINE)
+            call = self.stub.Dequeue.future(request, **self._options)
             call.add_done_callback(functools.partial(self._claimed, claims, time.monotonic()))
             calls.append(call)
             number += 1
@@ -106,11 +103,11 @@ class Client:
 
     def _enqueue(self) -> None:
         spec = pb.TaskSpec(payload=pb.Payload(data=b"{}"))
-        self._sent.append(self.stub.Enqueue.future(pb.EnqueueRequest(queue=HONEST, task=spec), timeout=DEADLINE))
+        self._sent.append(self.stub.Enqueue.future(pb.EnqueueRequest(queue=HONEST, task=spec), **self._options))
 
     def _claimed(self, claims: Claims, sent: float, call: Any) -> None:
         if call.exception() is not None:
-            claims.failed.append(f"{call.code()}: {call.details()}")
+            claims.failed.append(f"{call.code()}: {call.debug_error_string()} after {time.monotonic() - sent:.3f} s")
             return
         claims.latencies.append(time.monotonic() - sent)
         tasks = call.result().tasks
@@ -118,7 +115,7 @@ class Client:
             claims.failed.append("no task came")
         for task in tasks:
             request = pb.ReleaseRequest(queue=HONEST, task_id=task.task_id, dequeue_count=task.dequeue_count)
-            self._sent.append(self.stub.Release.future(request, timeout=DEADLINE))
+            self._sent.append(self.stub.Release.future(request, **self._options))
 
 
 def _book(path: Path) -> None:

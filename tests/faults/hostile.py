@@ -21,6 +21,9 @@ from support.http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST, Wir
 PATIENCE = 10.0
 #: Streams of headers alone, resets and pings on one connection.
 STREAMS, RESETS, PINGS = 100, 1000, 200
+#: Streams, resets and pings a second. A process of the server gets through some thousands of calls in a second, also of
+#: those that are taken back: a flood beyond that delays everybody, which is for limits in front of the server.
+PACE = 2_000
 #: Bytes of zeros, which come in a thousandth of them.
 BOMB = 32 << 20
 
@@ -54,9 +57,19 @@ def _paths() -> Iterator[str]:
             yield f"/{method.containing_service.full_name}/{rpc}"
 
 
+class Pace:
+    """Holds a flood to its rate."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+
+    def keep(self, sent: int) -> None:
+        time.sleep(max(0.0, self._begun + sent / PACE - time.monotonic()))
+
+
 def headers_only(site: Site, count: int) -> int:
     """Open streams of every rpc that say nothing after their headers, and hold them for a while."""
-    sent, paths = 0, _paths()
+    sent, paths, pace = 0, _paths(), Pace()
     with contextlib.ExitStack() as held:
         while sent < count:
             wire = held.enter_context(site.wire())
@@ -64,13 +77,14 @@ def headers_only(site: Site, count: int) -> int:
                 if not wire.send(frame(HEADERS, END_HEADERS, stream, block(next(paths)))):
                     break
                 sent += 1
+                pace.keep(sent)
         time.sleep(2)
     return sent
 
 
 def resets(site: Site, count: int) -> int:
     """Open streams and take them back at once."""
-    sent, paths = 0, _paths()
+    sent, paths, pace = 0, _paths(), Pace()
     while sent < count:
         with site.wire() as wire:
             for stream in range(1, 2 * RESETS, 20):
@@ -81,18 +95,20 @@ def resets(site: Site, count: int) -> int:
                 if not wire.send(part):
                     break
                 sent += 10
+                pace.keep(sent)
     return sent
 
 
 def pings(site: Site, count: int) -> int:
     """Ping, without a call."""
-    sent = 0
+    sent, pace = 0, Pace()
     while sent < count:
         with site.wire() as wire:
             for number in range(PINGS):
                 if not wire.send(frame(PING, 0, 0, struct.pack(">Q", number))):
                     break
                 sent += 1
+                pace.keep(sent)
     return sent
 
 
