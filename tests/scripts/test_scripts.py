@@ -437,7 +437,7 @@ def times(count: int) -> dict[str, str | None]:
         Data(dead={"a": 0}, states={"a": {**WHY, **times(2)}}), claimed(0, "", given_up="a"),
     ),
     (
-        "twice in pending", DEQUEUE, Data(pending="aa", states={"a": times(2)}), claim(1, limit=BURIED),
+        "twice in pending", DEQUEUE, Data(pending="aa", states={"a": times(2)}), claim(2, limit=BURIED),
         Data(dead={"a": 0}, states={"a": {**WHY, **times(2)}}), claimed(0, "a", given_up="a"),
     ),
     (
@@ -889,7 +889,7 @@ COMMON: dict[Script, tuple[Any, ...]] = {
 
 
 def test_no_script_is_forgotten() -> None:
-    """Each script is tried on what foreign hands have done, but for those that look for it (tests/queue/test_check.py)."""
+    """Each script is tried on foreign damage, but for those that look for it (tests/queue/test_check.py)."""
     assert set(ALL) - set(COMMON) == {SHAPE, WALK, SCAN, LOOK, MEND}
 
 

@@ -56,7 +56,6 @@ local function claim(ids)
     elseif held[i] or leased[id] then
       dropped[#dropped + 1] = id
     elseif limit and count > limit and count > limit + whole(read(id, 'forgiven')[1]) then
-      leased[id] = true
       give_up(id, payload)
     else
       local seconds = lease(state[3], default)
