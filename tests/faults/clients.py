@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import coredis
 import grpc
 import redis.asyncio
+from coredis.connection import TCPLocation
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import Sentinel
 
 from grpc_server._pb import torrelque_pb2_grpc as pb_grpc
-from torrelque import Torrelque, TorrelqueTaskSerialiser
+from torrelque import Torrelque, TorrelqueDurability, TorrelqueTaskSerialiser, checks
 
 #: Payloads are bytes, so that each byte of them is seen at both ends.
 AS_THEY_ARE = TorrelqueTaskSerialiser(lambda body: body, lambda body: body)
@@ -29,8 +32,15 @@ _CHANNEL = [
 
 
 @asynccontextmanager
-async def open_queue(url: str, queue: str, client: str) -> AsyncGenerator[Torrelque]:
-    """Open a queue by way of a client library."""
+async def open_queue(place: str | dict[str, Any], queue: str, client: str) -> AsyncGenerator[Torrelque]:
+    """Open a queue by way of a client library; *place* is a URL, or tells the durability too."""
+    if isinstance(place, dict):
+        async with open_moving(place["url"], client) as opened:
+            durability = TorrelqueDurability(replicas=place["replicas"])
+            async with Torrelque(opened, queue=queue, serialiser=AS_THEY_ARE, durability=durability) as made:
+                yield made
+        return
+    url = place
     if client == "redispy":
         opened = redis.asyncio.Redis.from_url(url)
         try:
@@ -42,6 +52,30 @@ async def open_queue(url: str, queue: str, client: str) -> AsyncGenerator[Torrel
         async with coredis.Redis.from_url(url) as connected:
             async with Torrelque(connected, queue=queue, serialiser=AS_THEY_ARE) as made:
                 yield made
+
+
+@asynccontextmanager
+async def open_moving(url: str, client: str) -> AsyncGenerator[Any]:
+    """Open a client of a library for a Redis that moves."""
+    target = checks.url(url)
+    nodes = [TCPLocation(*place) for place in target.places]
+    async with AsyncExitStack() as stack:
+        opened: Any
+        if client == "redispy" and target.kind == "sentinel":
+            sentinel = Sentinel(list(target.places), socket_timeout=1)
+            for each in sentinel.sentinels:
+                stack.push_async_callback(each.aclose)
+            opened = sentinel.master_for(target.service)
+            stack.push_async_callback(opened.aclose)
+        elif client == "redispy":
+            opened = redis.asyncio.RedisCluster(startup_nodes=[ClusterNode(*place) for place in target.places])
+            stack.push_async_callback(opened.aclose)
+        elif target.kind == "sentinel":
+            sentinels = await stack.enter_async_context(coredis.Sentinel(nodes))
+            opened = await stack.enter_async_context(sentinels.primary_for(target.service))
+        else:
+            opened = await stack.enter_async_context(coredis.RedisCluster(startup_nodes=nodes))
+        yield opened
 
 
 def dial(addresses: list[str]) -> tuple[grpc.Channel, Any]:

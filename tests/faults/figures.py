@@ -13,6 +13,7 @@ MODULES: dict[str, str] = {
     "a1": "a01_kill_storm",
     "a1-mixed": "a01_mixed",
     "a2": "a02_power",
+    "a3": "a03_failover",
     "a4": "a04_cancellation",
     "a5": "a05_every_byte",
     "a8": "a08_hostile_peers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from typing import Any
 
@@ -31,6 +32,20 @@ async def test_every_verb_by_url(site: Site, pair: Pair, name: str) -> None:
     url = site.url.replace("://", "://127.0.0.1:1,", 1)
     async with Torrelque.from_url(url, queue=name) as queue:
         await every_verb(queue)
+
+
+async def test_the_command(site: Site, pair: Pair, name: str) -> None:
+    """`torrelque --url` takes such a URL, and shows no password when the servers are not there."""
+    if pair.client == "redispy":
+        return
+    command = [sys.executable, "-m", "torrelque", "--backend", pair.backend[0], "--queue", name, "--url"]
+    done = await anyio.run_process([*command, site.url, "enqueue", '{"a": 1}'], check=False)
+    assert done.returncode == 0, done.stderr
+    assert site.primary().admin.llen(f"{name}:pending") == 1
+    lost = await anyio.run_process([*command, "redis+sentinel://u:secret@127.0.0.1:1/jobs", "stats"], check=False)
+    assert lost.returncode == 3
+    assert b"cannot be reached at redis+sentinel://127.0.0.1:1/jobs" in lost.stderr
+    assert b"secret" not in lost.stderr
 
 
 async def test_not_entered(open_client: Any, pair: Pair, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import redis
 
@@ -21,7 +22,7 @@ SERVICE = "jobs"
 SENTINEL_DOWN, NODE_DOWN = 400, 1000
 _SLOTS = 16384
 _COMMON = {
-    "bind": "127.0.0.1",
+    "protected-mode": "no",
     "save": "",
     "appendonly": "no",
     "appendfsync": "everysec",
@@ -70,21 +71,31 @@ class Node:
     port: int
     options: dict[str, str]
     mode: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    #: The network namespace in which it runs, if it has one of its own.
+    netns: str = ""
     process: subprocess.Popen[bytes] | None = None
     admin: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.admin = redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2)
+        self.admin = redis.Redis(host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2)
 
     def start(self) -> None:
         """Return when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "server.conf"
         if not (self.mode and config.exists()):  # a sentinel writes its own
-            settings = {"port": str(self.port), "dir": str(self.folder), "logfile": "server.log", **self.options}
+            settings = {
+                "bind": self.host,
+                "port": str(self.port),
+                "dir": str(self.folder),
+                "logfile": "server.log",
+                **self.options,
+            }
             config.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in settings.items()))
+        inside = ["ip", "netns", "exec", self.netns] if self.netns else []
         self.process = subprocess.Popen(
-            [self.binary, str(config), *self.mode], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*inside, self.binary, str(config), *self.mode], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         eventually(self._answers)
 
@@ -113,6 +124,70 @@ class Node:
             self.kill()
 
 
+class Network:
+    """Network namespaces joined by a bridge: one machine each, and the cables between them can be cut. Needs root."""
+
+    def __init__(self) -> None:
+        self._name = f"trq{os.getpid() % 100_000}"
+        self._net = f"10.{os.getpid() // 256 % 256}.{os.getpid() % 256}"
+        self._members: list[Node] = []
+        self._cut: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Self:
+        self._ip(f"link add {self._name} type bridge", f"addr add {self._net}.1/24 dev {self._name}",
+                 f"link set {self._name} up")  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self._members:
+            subprocess.run(["ip", "netns", "del", node.netns], check=False)
+        subprocess.run(["ip", "link", "del", self._name], check=False)
+
+    @staticmethod
+    def _ip(*commands: str, netns: str = "") -> None:
+        inside = ["-n", netns] if netns else []
+        subprocess.run(["ip", *inside, "-batch", "-"], input="\n".join(commands).encode(), check=True)
+
+    def join(self, node: Node) -> None:
+        """Give a node that has not started a machine of its own."""
+        number = len(self._members)
+        self._members.append(node)
+        node.netns, node.host = f"{self._name}-{number}", f"{self._net}.{number + 10}"
+        node.__post_init__()
+        cable = f"{self._name}v{number}"
+        subprocess.run(["ip", "netns", "add", node.netns], check=True)
+        self._ip(f"link add {cable} type veth peer name eth0 netns {node.netns}",
+                 f"link set {cable} master {self._name} up")  # fmt: skip
+        self._ip(f"addr add {node.host}/24 dev eth0", "link set eth0 up", "link set lo up", netns=node.netns)
+
+    def cut_off(self, node: Node, *with_it: Node) -> None:
+        """Part nodes from all others, in both directions; clients still reach everybody."""
+        inside = [node, *with_it]
+        outside = [each for each in self._members if each not in inside]
+        for near, far in ((inside, outside), (outside, inside)):
+            for each in near:
+                self._ip(*(f"route add blackhole {other.host}/32" for other in far), netns=each.netns)
+                self._cut += [(each.netns, other.host) for other in far]
+
+    def mend(self) -> None:
+        """Join all again."""
+        for netns, host in self._cut:
+            self._ip(f"route del blackhole {host}/32", netns=netns)
+        self._cut.clear()
+
+
+def may_part() -> bool:
+    """Tell whether this user of this machine can have network namespaces."""
+    name = f"trqtry{os.getpid()}"
+    try:
+        made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+    if made:
+        subprocess.run(["ip", "netns", "del", name], check=False)
+    return made
+
+
 @dataclass(eq=False)
 class Site:
     """Servers that belong together.
@@ -124,6 +199,7 @@ class Site:
     kind: str
     nodes: list[Node]
     sentinels: list[Node] = field(default_factory=list)
+    network: Network | None = None
 
     @property
     def everything(self) -> list[Node]:
@@ -133,7 +209,7 @@ class Site:
     def url(self) -> str:
         """For ``Torrelque.from_url``."""
         scheme = "redis+sentinel" if self.sentinels else "redis+cluster"
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.sentinels or self.nodes)
+        hosts = ",".join(f"{node.host}:{node.port}" for node in self.sentinels or self.nodes)
         return f"{scheme}://{hosts}/{SERVICE}" if self.sentinels else f"{scheme}://{hosts}"
 
     def node(self, port: int) -> Node:
@@ -141,6 +217,8 @@ class Site:
 
     def heal(self) -> None:
         """Bring back what was killed or stopped, and wait until all of it works together again."""
+        if self.network is not None:
+            self.network.mend()
         for node in self.everything:
             assert node.process is not None
             if node.process.poll() is not None:
@@ -211,11 +289,11 @@ class Site:
         half = len(keys) // 2
         for part in (keys[:half], keys[half:]):
             for i in range(0, len(part), 100):
-                command = ["MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *part[i : i + 100]]
+                command = ["MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *part[i : i + 100]]
                 source.admin.execute_command(*command)
             pause()
         while rest := source.admin.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            source.admin.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *rest)
+            source.admin.execute_command("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *rest)
         for node in (target, source, *(each for each in self.nodes if each not in (target, source))):
             with contextlib.suppress(redis.RedisError):  # a replica is told by its primary
                 node.admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", theirs)
@@ -246,23 +324,30 @@ def _primaries(node: Node) -> dict[int, int]:
 
 
 @contextlib.contextmanager
-def open_sentinel(folder: Path, kind: str = "valkey", replicas: int = 2, **options: str) -> Iterator[Site]:
+def open_sentinel(
+    folder: Path, kind: str = "valkey", replicas: int = 2, network: Network | None = None, **options: str
+) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
+    :param network: gives each of them a machine of its own, as far as the network goes
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(replicas + 4)
     given = {**_COMMON, **{name.replace("_", "-"): value for name, value in options.items()}}
     nodes = [Node(binary, folder / f"node{i}", port, dict(given)) for i, port in enumerate(ports[3:])]
-    for node in nodes[1:]:
-        node.options["replicaof"] = f"127.0.0.1 {nodes[0].port}"
-    watch = f"monitor {SERVICE} 127.0.0.1 {nodes[0].port} 2"
     sentinels = [
-        Node(binary, folder / f"sentinel{i}", port, {"bind": "127.0.0.1", "sentinel": watch}, ("--sentinel",))
+        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",))
         for i, port in enumerate(ports[:3])
     ]
-    site = Site(kind, nodes, sentinels)
+    site = Site(kind, nodes, sentinels, network)
+    if network is not None:
+        for node in site.everything:
+            network.join(node)
+    for node in nodes[1:]:
+        node.options["replicaof"] = f"{nodes[0].host} {nodes[0].port}"
+    for sentinel in sentinels:
+        sentinel.options["sentinel"] = f"monitor {SERVICE} {nodes[0].host} {nodes[0].port} 2"
     try:
         for node in site.everything:
             node.start()
