@@ -1,8 +1,9 @@
 """A3: primaries die, fall silent and are cut off from all others while clients still reach them, and slots move.
 
-First a primary with two replicas and three sentinels, then a cluster of six, each under load with ``replicas=1`` and
-``min-replicas-to-write 1``: what was acknowledged stays. Then the same failovers with the default durability, for the
-numbers only. Nobody tells the workers, the gRPC servers and the producers.
+First a primary with two replicas and three sentinels, then a cluster of six, each under load with the durability of all
+replicas and ``min-replicas-to-write 1``: what was acknowledged stays. (One of two is not enough: Sentinel may promote
+the other while the old primary lives on, as it does where a machine stands still for a while.) Then the same failovers
+with the default durability, for the numbers only. Nobody tells the workers, the gRPC servers and the producers.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def run(options: Options) -> Report:
         network = stack.enter_context(Network()) if may_part() else None
         report.measured["partitions by"] = "network namespaces" if network else "SIGSTOP, for want of rights"
         acked = 0
-        with _opened(options, "sentinel", 1, network) as rounds:
+        with _opened(options, "sentinel", 2, network) as rounds:
             acked += rounds.storm(report, outages, options, SENTINEL, chance, TASKS * 2 // 3)
         if options.scale >= _LONG:
             with _opened(options, "cluster", 1, None) as rounds:

@@ -89,6 +89,7 @@ class Deadline:
             raise TimeoutError(f"no answer within {self._seconds:g} s") from exc
 
     def pass_by(self) -> None:
-        """Cancel the body."""
-        self._passed = True
-        self._task.cancel()
+        """Cancel the body, once."""
+        if not self._passed:
+            self._passed = True
+            self._task.cancel()

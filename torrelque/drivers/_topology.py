@@ -282,12 +282,13 @@ class Watchman:
             await self._awaited.wait()
             await sleep(LATE_CALL)
             before = current_time() - LATE_CALL
-            late = [each for each in self._waiting.values() if each[0] <= before]
-            if late:
+            if any(since <= before for since, _, _ in self._waiting.values()):
                 with suppress(ConnectionError):
                     await self._topology.look()
-            for _, generation, give_up in late:
-                if generation != self._topology.generation:
+            # Those who wait now: others have had their answers meanwhile, and must be left alone.
+            for waiting, (since, generation, give_up) in list(self._waiting.items()):
+                if since <= before and generation != self._topology.generation:
+                    self.end(waiting)
                     give_up()
             if not self._waiting:
                 self._awaited = Event()

@@ -1,0 +1,149 @@
+"""Where the primary is, as those say who know, and what is given up when it is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from torrelque.drivers._topology import Cluster, Place, Searched, Sentinel, Watchman, redirected, slot_of
+
+A, B, C, OLD, NEW = (Place("10.0.0.1", port) for port in range(1, 6))
+
+pytestmark = pytest.mark.anyio
+
+
+def told(place: Place, epoch: int) -> list[Any]:
+    """The answer of a sentinel."""
+    return [[place.host.encode(), b"%d" % place.port], [b"name", b"jobs", b"config-epoch", b"%d" % epoch]]
+
+
+def searched(answers: dict[Place, Any]) -> Searched:
+    """A primary that sentinels know of, who answer, or fail, as they are told."""
+
+    async def ask(place: Place, question: Sequence[tuple[bytes, ...]]) -> list[Any]:
+        answer = answers[place]
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is None:
+            await anyio.sleep_forever()
+        return list(answer)
+
+    return Sentinel(ask, [A, B, C], "jobs")
+
+
+async def test_who_knows_the_latest_is_believed() -> None:
+    """A sentinel that was cut off names the old primary; one that is gone does not matter."""
+    topology = searched({A: told(OLD, 3), B: told(NEW, 4), C: OSError("gone")})
+    assert await topology.locate() == NEW
+
+
+async def test_the_silent_are_not_waited_for() -> None:
+    """More than half are enough."""
+    topology = searched({A: told(NEW, 4), B: told(NEW, 4), C: None})
+    with anyio.fail_after(0.5):
+        assert await topology.locate() == NEW
+
+
+async def test_nobody_knows() -> None:
+    """That is a failure to connect, and tells whom was asked in vain."""
+    topology = searched({A: [None, None], B: OSError("refused"), C: OSError("gone")})
+    with pytest.raises(ConnectionError, match=r"where the primary is.*10\.0\.0\.1:2: refused"):
+        await topology.locate()
+
+
+async def test_generations() -> None:
+    """Only another place is another generation; what is known is not asked again, until it is doubted."""
+    answers: dict[Place, Any] = dict.fromkeys((A, B, C), told(OLD, 1))
+    topology = searched(answers)
+    await topology.locate()
+    first = topology.generation
+    topology.forget()
+    await topology.locate()
+    assert topology.generation == first
+    answers.update(dict.fromkeys((A, B, C), told(NEW, 2)))
+    assert await topology.locate() == OLD
+    topology.forget()
+    assert await topology.locate() == NEW
+    assert topology.generation == first + 1
+
+
+async def test_a_stale_place_is_not_a_failure_to_connect() -> None:
+    """Where the primary is elsewhere by now it is connected to there, and only otherwise the error is told."""
+    answers: dict[Place, Any] = dict.fromkeys((A, B, C), told(OLD, 1))
+    topology = searched(answers)
+    await topology.locate()
+
+    async def connect(place: Place) -> Place:
+        if place == OLD:
+            raise OSError("refused")
+        return place
+
+    with pytest.raises(OSError, match="refused"):
+        await topology.reach(connect)
+    answers.update(dict.fromkeys((A, B, C), told(NEW, 2)))
+    assert await topology.reach(connect) == NEW
+
+
+async def test_the_watchman_gives_up_only_what_still_waits() -> None:
+    """What is answered while he asks around is left alone: giving it up would hit whatever comes next."""
+    answers: dict[Place, Any] = dict.fromkeys((A, B, C), told(OLD, 1))
+    topology = searched(answers)
+    await topology.locate()
+    given_up: list[str] = []
+    watchman = Watchman(topology)
+
+    async def answered() -> Place:
+        watchman.end("answered")
+        topology.learn(NEW)
+        return NEW
+
+    topology.look = answered  # type: ignore[method-assign]
+    async with anyio.create_task_group() as group:
+        group.start_soon(watchman.run)
+        for name in ("answered", "late"):
+            watchman.begin(name, topology.generation, lambda name=name: given_up.append(name))
+        with anyio.fail_after(5):
+            while not given_up:
+                await anyio.sleep(0.01)
+        await anyio.sleep(0.05)
+        group.cancel_scope.cancel()
+    assert given_up == ["late"]
+
+
+def test_slots() -> None:
+    """The part in braces decides, if there is one that is not empty."""
+    assert slot_of(b"foo") == 12182
+    assert slot_of(b"{foo}:pending") == slot_of(b"a{foo}{bar}") == 12182
+    assert slot_of(b"123456789") == 12739
+    assert slot_of(b"{}foo") != slot_of(b"foo")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("MOVED 3999 127.0.0.1:6381", Place("127.0.0.1", 6381)),
+        ("ASK 3999 node.example:6381", Place("node.example", 6381)),
+        ("MOVED 3999 :6381", Place("10.0.0.1", 6381)),
+        ("MOVED 3999 ::1:6381", Place("::1", 6381)),
+        ("MOVED 3999 ?:6381", Place("10.0.0.1", 6381)),
+        ("MOVED", None),
+        ("MOVED 3999 nowhere", None),
+    ],
+)
+def test_redirections(text: str, place: Place | None) -> None:
+    """A node that does not know its own host means the one that was asked."""
+    assert redirected(Exception(text), A) == place
+
+
+def test_a_cluster_tells() -> None:
+    """The owner of the slot; a node that knows of no working cluster is believed last."""
+    topology = Cluster(None, [A])  # type: ignore[arg-type]
+    topology.key = b"foo"
+    ranges = [[0, 9000, [b"10.0.0.9", 9, b"id"]], [9001, 16383, [b"", 4, b"id"], [b"10.0.0.1", 5, b"id"]]]
+    state = b"cluster_state:%b\r\ncluster_current_epoch:7\r\n"
+    assert topology.read(A, [ranges, state % b"ok"]) == ((1, 7), Place("10.0.0.1", 4))
+    assert topology.read(A, [ranges, state % b"fail"]) == ((0, 7), Place("10.0.0.1", 4))
+    assert topology.read(A, [[], state % b"ok"]) is None
