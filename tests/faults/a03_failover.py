@@ -108,9 +108,9 @@ def run(options: Options) -> Report:
     for share in (0.5, 0.95, 1.0):
         worst = ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.inf
         report.measured[f"write outage p{share * 100:g} s"] = worst
-        if share == 0.95 and worst > OUTAGE + standstill.seconds:
+        if share == 0.95 and worst > OUTAGE + standstill.longest:
             report.violations.append(f"liveness: writes were taken again after {worst:.1f} s (p95), {OUTAGE:g} allowed")
-    report.measured["machine stood still s"] = standstill.seconds
+    report.measured["machine stood still, longest s"] = standstill.longest
     return report
 
 
@@ -134,9 +134,10 @@ class Rounds:
         ends = time.monotonic() + options.of(tasks) / PACE
         done = dict.fromkeys(full, 0)
         for fault in faults:
-            self._work(chance.uniform(0.5, 1.5))
+            # Sentinels wait twice their failover-timeout before they do it again.
+            self._work(chance.uniform(2.0, 3.0) if self._servers.sentinels else chance.uniform(0.5, 1.5))
             done[fault] += self._break(fault)
-            self._work(chance.uniform(0.5, 1.5))
+            self._work(chance.uniform(0.2, 0.8))
             self._servers.heal()
             progress(f"{self._name}: {done}")
         self._work(max(1.0, ends - time.monotonic()))

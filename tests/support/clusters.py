@@ -353,7 +353,7 @@ def open_sentinel(
             node.start()
         for sentinel in sentinels:
             for name, value in {
-                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 3000, "parallel-syncs": 2,
+                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 1000, "parallel-syncs": 2,
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
         eventually(lambda: all(_sees_others(sentinel, replicas) for sentinel in sentinels))
