@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import MagicMock
 
 import anyio
 import pytest
+from redis.asyncio import RedisCluster
 
+from torrelque.drivers import driver_for
+from torrelque.drivers._redispy import RedisPyDriver
 from torrelque.drivers._topology import Cluster, Place, Searched, Sentinel, Watchman, redirected, slot_of
 
 A, B, C, OLD, NEW = (Place("10.0.0.1", port) for port in range(1, 6))
@@ -147,3 +151,25 @@ def test_a_cluster_tells() -> None:
     assert topology.read(A, [ranges, state % b"ok"]) == ((1, 7), Place("10.0.0.1", 4))
     assert topology.read(A, [ranges, state % b"fail"]) == ((0, 7), Place("10.0.0.1", 4))
     assert topology.read(A, [[], state % b"ok"]) is None
+
+
+async def test_a_connection_that_took_too_long_is_stale(
+    anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is learnt while a connection is made does not count for it: it leads to where the primary was."""
+    if anyio_backend_name != "asyncio":
+        return
+    driver = driver_for(RedisCluster(host="10.0.0.1", port=1))
+    assert isinstance(driver, RedisPyDriver)
+    driver.serve(b"q")
+    topology: Any = driver._topology
+    topology.learn(OLD)
+
+    async def connect(self: Any, place: Place) -> Any:
+        if place == OLD:
+            topology.learn(NEW)
+        return MagicMock(socket_timeout=None)
+
+    monkeypatch.setattr("torrelque.drivers._redispy._Maker.connect", connect)
+    assert (await driver._take()).generation != topology.generation
+    assert (await driver._take()).generation == topology.generation

@@ -355,12 +355,12 @@ class RedisPyDriver:
             await self._release(spare)
         with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(ANSWER_TIMEOUT):
             if self._maker is None:
-                connection = await self._pool.get_connection(*_LEND_ARGS)
+                connection, generation = await self._pool.get_connection(*_LEND_ARGS), 0
             else:
-                connection = await self._topology.reach(self._connect)
+                connection, generation = await self._topology.reach(self._connect)
         streams = _Streams(connection)
         own_timeout = connection.socket_timeout if self._maker is None else self._settings.get("socket_timeout")
-        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=self._topology.generation)
+        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=generation)
         connection.socket_timeout = None
         try:
             with _ERRORS.mapped(RedisPyUnavailableError), self._within(loan):
@@ -371,13 +371,13 @@ class RedisPyDriver:
             raise
         return loan
 
-    async def _connect(self, place: Place) -> Any:
-        """Make a connection of our own."""
+    async def _connect(self, place: Place) -> tuple[Any, int]:
+        """Make a connection of our own; returns it and the generation in which it was begun: it may be stale by now."""
         assert self._maker is not None
         assert self._watchman is not None
-        deadline = self._deadlines.within(ANSWER_TIMEOUT)
-        with _watched(self._watchman, deadline, self._topology.generation):
-            return await self._maker.connect(place)
+        generation = self._topology.generation
+        with _watched(self._watchman, self._deadlines.within(ANSWER_TIMEOUT), generation):
+            return await self._maker.connect(place), generation
 
     async def _give_back(self, loan: _Loan) -> None:
         try:
@@ -455,10 +455,10 @@ class RedisPyDriver:
         """Connect to the primary for as long as it is the primary."""
         try:
             with _ERRORS.mapped(RedisPyUnavailableError):
-                connection = await self._topology.reach(self._connect)
+                connection, generation = await self._topology.reach(self._connect)
             try:
                 async with create_task_group() as group:
-                    group.start_soon(self._stay, self._topology.generation)
+                    group.start_soon(self._stay, generation)
                     yield connection
                     group.cancel_scope.cancel()
             finally:
