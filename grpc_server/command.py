@@ -119,6 +119,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_option("tls-key", "PEM file with its key.")
 @_option("tls-client-ca", "PEM file with authorities: every client must have a certificate of theirs.")
 @_option("auth-file", "Principals, tokens and grants; with it, nothing is allowed that is not granted.")
+@_option("allow-eviction", "Serve although Redis throws keys away when its memory is full.", is_flag=True)
 @_option("insecure", "Allow plaintext beyond this machine.", is_flag=True)
 @_option("reflection", "Server reflection; by default on loopback only.", switch=True, default=None)
 @_option("metrics", "HOST:PORT for Prometheus.")

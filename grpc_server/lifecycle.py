@@ -21,6 +21,7 @@ from .auth import Authority
 from .guard import Guard
 from .health import Health
 from .house import Drain, House
+from .inspecting import inspect, inspect_later
 from .limits import Limits
 from .metrics import Metrics
 from .queues import Queues, open_storage
@@ -55,7 +56,7 @@ class Running:
 async def opened(settings: Settings) -> AsyncGenerator[Running]:
     """Run a server on this event loop, which must be asyncio's; leaving it drains.
 
-    :raises SettingsError: it cannot listen, or a file cannot be used
+    :raises SettingsError: it cannot listen, a file cannot be used, or Redis throws tasks away
     :raises TorrelqueError: the embedded server does not start
     """
     authority = Authority(settings.auth_file)
@@ -65,6 +66,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         open_storage(url, settings) as store,
         anyio.create_task_group() as group,
     ):
+        inspected = await inspect(store, settings)
         queues = Queues(store, settings, group)
         limits = Limits(settings)
         metrics.watch_in_flight(limits.in_flight)
@@ -85,6 +87,8 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
                     chores.start_soon(health.run, store)
                     chores.start_soon(queues.run_leaving)
                     chores.start_soon(_refresh, authority)
+                    if not inspected:
+                        chores.start_soon(inspect_later, store, settings)
                     await queues.entry(settings.default_queue)
                     yield Running(tuple(addresses), metrics_port)
                     chores.cancel_scope.cancel()

@@ -146,6 +146,8 @@ class Settings:
     """PEM file with the authorities whose client certificates are accepted; with it, each client must have one."""
     auth_file: str | None = None
     """File with principals, tokens and grants; with it nothing is allowed that is not granted."""
+    allow_eviction: bool = False
+    """Serve although Redis throws keys away when its memory is full."""
     insecure: bool = False
     """Allow plaintext beyond loopback."""
     reflection: bool | None = None

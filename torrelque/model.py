@@ -279,3 +279,45 @@ class TorrelqueCheckReport(NamedTuple):
     def left(self) -> list[TorrelqueCheckFinding]:
         """What has not been repaired."""
         return [finding for finding in self.findings if not finding.repaired]
+
+
+class TorrelqueSeverity(enum.StrEnum):
+    """How much a finding about the server matters."""
+
+    DANGER = "danger"
+    """Tasks are lost by it, or nothing works."""
+    WARNING = "warning"
+    """Some faults lose tasks because of it, or a part of the library does not work."""
+    NOTE = "note"
+    """To be known."""
+    UNKNOWN = "unknown"
+    """The server does not tell."""
+
+
+class TorrelqueServerFinding(NamedTuple):
+    """One thing about the server of a queue that matters."""
+
+    severity: TorrelqueSeverity
+    """How much."""
+    name: str
+    """A word for it, which does not change: ``eviction``, ``role``, ``append-only``, ..."""
+    what: str
+    """What was found."""
+    why: str
+    """What it means for the queue."""
+    way_out: str
+    """What to do about it."""
+
+
+class TorrelqueServerReport(NamedTuple):
+    """What :meth:`Torrelque.inspect_server` has found."""
+
+    server: str
+    """Kind and version, as ``valkey 9.1.2``; ``unknown`` where the server does not tell."""
+    findings: list[TorrelqueServerFinding]
+    """The most severe first."""
+
+    @property
+    def dangers(self) -> list[TorrelqueServerFinding]:
+        """What loses tasks."""
+        return [finding for finding in self.findings if finding.severity is TorrelqueSeverity.DANGER]

@@ -44,6 +44,7 @@ from .errors import (
     TorrelqueTypeError,
     TorrelqueValueError,
 )
+from .inspecting import inspect, warn
 from .keys import NAMES, Keys
 from .leasing import keep_lease
 from .listening import Hub
@@ -54,6 +55,7 @@ from .model import (
     TorrelqueDurability,
     TorrelqueEnqueuedId,
     TorrelqueQueueStats,
+    TorrelqueServerReport,
     TorrelqueTaskId,
     TorrelqueTaskState,
     TorrelqueTaskStatus,
@@ -176,7 +178,7 @@ class Torrelque:
         self._coalescer = Coalescer(driver, self._background, lambda: checks.seconds("linger", self.linger))
         self._hub = Hub(driver, self._background)
         self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease, lambda: self._policy)
-        self._sweeper = Sweeper(self._coalescer, self._hub, spelled, self._calls, self._lease)
+        self._sweeper = Sweeper(self._coalescer, self._hub, spelled, self._calls, self._lease, self._look)
         self._watches = Watches(driver, self._background, self._coalescer, self._hub, spelled, self._calls)
         self._policy: GivingUp | None = None
         self._schedule: CancelScope | None = None
@@ -766,6 +768,24 @@ class Torrelque:
         self._check_open()
         terms = Terms(repair, self._lease(), keep, wait, progress or _ignore)
         return await Audit(self._coalescer, self._calls, terms).run()
+
+    async def inspect_server(self) -> TorrelqueServerReport:
+        """Look whether the server is set up to keep what it is given: eviction, persistence, replicas, version, rights.
+
+        Asks for ``INFO`` and a few settings. What the user may not ask for is a finding of its own.
+
+        :returns: what was found
+        :raises TorrelqueRedisError: the server cannot be asked
+        """
+        self._check_open()
+        return await self._background.call(lambda: inspect(self._driver, self._in_one_slot))
+
+    @property
+    def _in_one_slot(self) -> bool:
+        return "{" in self.keys["pending"]
+
+    async def _look(self) -> None:
+        await self._background.call(lambda: warn(self._driver, self._in_one_slot))
 
     def watch(self, task_id: str, *, timeout: float | None = None) -> AsyncGenerator[TorrelqueTaskState]:
         """Follow a task: ``async for state in queue.watch(task_id): ...``.

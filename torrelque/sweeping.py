@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from anyio import TASK_STATUS_IGNORED, current_time, move_on_after
 from anyio.abc import TaskStatus
@@ -24,16 +24,24 @@ class Sweeper:
     """Sweeps once, or again and again.
 
     :param default_lease: tells the lease, in seconds, of tasks that have none stored
+    :param look: looks at the server, when sweeps begin: who sweeps has taken on to care for the queue
     """
 
     def __init__(
-        self, coalescer: Coalescer, hub: Hub, keys: Keys, calls: Calls, default_lease: Callable[[], float]
+        self,
+        coalescer: Coalescer,
+        hub: Hub,
+        keys: Keys,
+        calls: Calls,
+        default_lease: Callable[[], float],
+        look: Callable[[], Awaitable[None]],
     ) -> None:
         self._coalescer = coalescer
         self._hub = hub
         self._keys = keys
         self._calls = calls
         self._default_lease = default_lease
+        self._look = look
 
     async def sweep_once(self, start: bytes = SWEEP_ALL) -> tuple[SweepReport, float]:
         """Sweep until nothing is left to give back, in bounded scripts.
@@ -64,6 +72,7 @@ class Sweeper:
         task_status.started()
         next_full = next_timed = -math.inf
         try:
+            await self._look()
             while True:
                 now = current_time()
                 try:

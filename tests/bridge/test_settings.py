@@ -92,6 +92,7 @@ def test_every_number_has_bad_values_here() -> None:
         "auth_file",
         "check_json",
         "dead_letter",
+        "allow_eviction",
         "insecure",
         "reflection",
         "reuse_port",
@@ -286,6 +287,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
         ("sweep", "sweep = false", "true", ["--no-sweep"], (True, False, True, False)),
         ("max_attempts", "max_attempts = 2", "3", ["--max-attempts", "4"], (0, 2, 3, 4)),
         ("dead_letter", "dead_letter = true", "false", ["--dead-letter"], (False, True, False, True)),
+        ("allow_eviction", "allow_eviction = true", "false", ["--allow-eviction"], (False, True, False, True)),
         ("insecure", "insecure = true", "false", ["--insecure"], (False, True, False, True)),
         ("reflection", "reflection = false", "1", ["--no-reflection"], (None, False, True, False)),
         (

@@ -81,7 +81,9 @@ class Sweeps:
     async def run(self, interval: float, seconds: float, meanwhile: Any = None) -> None:
         async with open_background(self.driver) as background:
             hub = Hub(self.driver, background)
-            sweeper = Sweeper(Coalescer(self.driver, background), hub, KEYS, CALLS, lambda: 300)
+            sweeper = Sweeper(
+                Coalescer(self.driver, background), hub, KEYS, CALLS, lambda: 300, trio.lowlevel.checkpoint
+            )
             with trio.move_on_after(seconds):
                 async with trio.open_nursery() as nursery:
                     if meanwhile is not None:

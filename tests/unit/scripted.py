@@ -60,6 +60,9 @@ class ScriptedDriver:
         """The calls of one script, in order."""
         return [call for run in self.runs for call in run if call.script.name == name]
 
+    async def info(self) -> str | None:
+        return None
+
     async def config_get(self, name: str) -> str | None:
         return None
 

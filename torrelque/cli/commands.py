@@ -360,11 +360,12 @@ def sweep(settings: Settings, every: float | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def check(settings: Settings, repair: bool, grace: float, as_json: bool) -> int:
-    """Look whether each task stands in one place, with its payload and its state.
+    """Look at the server, and whether each task stands in one place, with its payload and its state.
 
-    The queue may be in use: what seems wrong counts only if it is so again after the grace. Without --repair
+    Of the server it says, on standard error, what loses tasks or what else matters, why, and what to do about it. The
+    queue may be in use: what seems wrong counts only if it is so again after the grace. Without --repair
     nothing is changed. With it no task is lost: what has a payload and has not ended is delivered. Each finding is a
-    line. The exit code is 1 if something is wrong and was not repaired.
+    line. The exit code is 1 if something is wrong and was not repaired, or if the server is a danger.
 
     \b
     Examples:
@@ -375,16 +376,19 @@ def check(settings: Settings, repair: bool, grace: float, as_json: bool) -> int:
     checks.seconds("--grace", grace)
 
     async def use(queue: Torrelque) -> int:
+        server = await queue.inspect_server()
+        for known in () if as_json else server.findings:
+            _complain(known.severity, f"{known.what}: {known.why}. Way out: {known.way_out}")
         with printing.progress(None, "entries") as bar:
             report = await queue.check(repair=repair, grace=grace, progress=bar.to)
         if as_json:
-            click.echo(printing.as_json_text({**report._asdict(), "findings": [f._asdict() for f in report.findings]}))
+            click.echo(printing.as_json_text(printing.checked(report, server)))
         else:
             for finding in report.findings:
                 click.echo(printing.finding(finding))
             counts = {"looked_at": report.looked_at, "findings": len(report.findings), "left": len(report.left)}
             printing.show(counts, as_json)
-        return NOT_SO if report.left else OK
+        return NOT_SO if report.left or server.dangers else OK
 
     return _with_queue(settings, use)
 

@@ -14,7 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 
 from torrelque.errors import TorrelqueDecodeError
-from torrelque.model import TorrelqueCheckFinding, TorrelqueDeadLetter, TorrelqueTaskState, TorrelqueTaskStatus
+from torrelque.model import (
+    TorrelqueCheckFinding,
+    TorrelqueCheckReport,
+    TorrelqueDeadLetter,
+    TorrelqueServerReport,
+    TorrelqueTaskState,
+    TorrelqueTaskStatus,
+)
 
 
 class Bar:
@@ -45,6 +52,12 @@ def progress(total: int | None, what: str) -> Iterator[Bar]:
 def finding(found: TorrelqueCheckFinding) -> str:
     """One thing that is wrong with a task, for people; an id may hold anything."""
     return f"{found.damage:<9} {'repaired' if found.repaired else 'left':<9} {as_json_text(found.task_id)}"
+
+
+def checked(report: TorrelqueCheckReport, server: TorrelqueServerReport) -> dict[str, Any]:
+    """What a check has found, for programs."""
+    known = {"server": server.server, "findings": [each._asdict() for each in server.findings]}
+    return {**report._asdict(), "findings": [each._asdict() for each in report.findings], "server": known}
 
 
 def plain(task_id: str, found: TorrelqueTaskState) -> dict[str, Any]:

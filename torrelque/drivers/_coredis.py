@@ -259,6 +259,13 @@ class CoredisDriver:
             return None
         return reply[1].decode() if reply else None
 
+    async def info(self) -> str | None:
+        try:
+            reply: bytes = await self._command(b"INFO")
+        except TorrelqueStorageError:
+            return None
+        return reply.decode(errors="replace")
+
     def stage(self, call: Call[Any], pipeline: Any) -> None:
         if not isinstance(pipeline, Pipeline | ClusterPipeline):
             raise TorrelqueTypeError(f"pipeline must be a pipeline of a coredis client, not {type(pipeline).__name__}")

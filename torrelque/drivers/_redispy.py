@@ -424,6 +424,14 @@ class RedisPyDriver:
             reply = [part for pair in reply.items() for part in pair]
         return reply[1].decode() if reply else None
 
+    async def info(self) -> str | None:
+        self._check_loop()
+        try:
+            reply: bytes = await self._command("INFO")
+        except TorrelqueStorageError:
+            return None
+        return reply.decode(errors="replace")
+
     def stage(self, call: Call[Any], pipeline: Any) -> None:
         if isinstance(pipeline, ClusterPipeline):
             pipeline.execute_command("EVAL", *arguments(b"EVAL", call))

@@ -98,6 +98,10 @@ class Driver(Protocol):
         """Read a setting of the server; ``None`` where the server does not tell."""
         ...
 
+    async def info(self) -> str | None:
+        """Read what the server tells of itself; ``None`` where it does not."""
+        ...
+
     def stage(self, call: Call[Any], pipeline: Any) -> None:
         """Queue the call's script on the user's own pipeline; nothing is sent."""
         ...

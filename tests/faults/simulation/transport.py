@@ -207,6 +207,9 @@ class SimDriver:
         if self.dead or self._server.epoch != epoch:
             raise lost("the connection was reset")
 
+    async def info(self) -> str | None:
+        return None
+
     async def config_get(self, name: str) -> str | None:
         await self._connect()
         await self._network.travel()
