@@ -424,7 +424,10 @@ def test_check(torrelque: Command, admin: Redis) -> None:
     admin.delete(f"{torrelque.queue}:pending")
     admin.rpush(f"{torrelque.queue}:pending", "\x1b[2J")
     done = torrelque("check", "--grace", "0")
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()
+    assert all(re.match(r"torrelque: (warning|note): .+ Way out: .+", line) for line in said)
+    assert any("appendfsync is no" in line for line in said)
     lines = done.stdout.splitlines()
     assert sorted(line.split() for line in lines[:2]) == [
         ["ghost", "left", '"\\u001b[2J"'],
@@ -434,6 +437,7 @@ def test_check(torrelque: Command, admin: Redis) -> None:
     done = torrelque("check", "--repair", "--grace", "0", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
+    assert "append-only" in {finding["name"] for finding in report["server"]["findings"]}
     assert sorted(finding["damage"] for finding in report["findings"]) == ["ghost", "orphan"]
     assert all(finding["repaired"] for finding in report["findings"])
     assert torrelque("check", "--grace", "0").returncode == 0
