@@ -5,6 +5,7 @@
 --         that was wrong has made)   expiry (a live task whose state would expire, a final state that never does)
 local FIELDS = {
   'status', 'timeout', 'enqueue_time', 'dequeue_count', 'requeue_count', 'last_dequeue_time', 'last_requeue_time',
+  'longest_lease',
 }
 local STATUS = { pending = '0', dequeueing = '0', working = '1', delayed = '2' }
 -- No length of time is longer (ten years), and clocks may differ by so much.
@@ -69,16 +70,11 @@ local function is_absurd(score, furthest)
   return not time or time ~= time or time == -math.huge or time > furthest
 end
 
--- A lease may be extended by more than the task's own length. That it is too long shows only where the clock of that
--- time was ahead of now.
+-- A lease that ends later than one that began now, and than any extension asked for, began in the future.
 local function is_misplaced(found)
-  local furthest = now + LONGEST + SKEW
-  if found.delayed and is_absurd(found.delayed, furthest) then
-    return true
-  elseif found.working and is_time(found.last_dequeue_time) and number(found.last_dequeue_time) > now + SKEW then
-    furthest = now + lease(found.timeout, LONGEST) + SKEW
-  end
-  return found.working and is_absurd(found.working, furthest)
+  local own = is_lease(found.timeout) and tonumber(found.timeout) or LONGEST
+  return found.delayed and is_absurd(found.delayed, now + LONGEST + SKEW)
+    or found.working and is_absurd(found.working, now + math.max(own, lease(found.longest_lease, own)) + SKEW)
 end
 
 local function judge(found)
