@@ -16,6 +16,7 @@ MODULES: dict[str, str] = {
     "a3": "a03_failover",
     "a4": "a04_cancellation",
     "a5": "a05_every_byte",
+    "a6": "a06_fencing",
     "a8": "a08_hostile_peers",
     "a9": "a09_backlog",
     "a10": "a10_proof",
