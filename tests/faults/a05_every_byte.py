@@ -38,7 +38,9 @@ SHORT = 0.01
 #: How many faults there must be at least.
 CUTS = 5_000
 #: Seconds that a caller waits for an answer, and that a case may take.
-PATIENCE, BOUND = 0.5, 15.0
+PATIENCE, BOUND = 0.5, 40.0
+#: Seconds that a new connection may take: there is other load on the machine.
+CONNECT = 4 * PATIENCE
 #: Callers at a time in a process.
 LANES = 12
 SERVERS = 3
@@ -333,11 +335,12 @@ async def watch(lane: Lane) -> None:
 
 
 async def again(lane: Lane) -> list[State]:
-    """Watch once more. That the subscription has died may be noticed only now: then it says so, and works next time."""
-    for _ in range(3):
+    """Watch once more. That the subscription has died may be noticed only now: it says so, and soon works again."""
+    for _ in range(8):
         with suppress(NotApplied, Uncertain):
             async with aclosing(lane.patient.watch("h0")) as states:
                 return [each async for each in states]
+        await anyio.sleep(0.2)
     return []
 
 
@@ -451,7 +454,7 @@ def _address(url: str) -> tuple[str, int] | Path:
 async def library_lanes(pair: Pair, url: str) -> AsyncGenerator[list[Lane]]:
     """Queues of the library, each behind a proxy before Redis."""
     names = ("socket_timeout",) if pair.client == "redispy" else ("stream_timeout", "connect_timeout")
-    impatient = dict.fromkeys(names, PATIENCE)
+    impatient = dict(zip(names, (PATIENCE, CONNECT), strict=False))
     async with AsyncExitStack() as stack:
         admin = stack.enter_context(redis.Redis.from_url(url))
         straight = await stack.enter_async_context(open_client(pair, url))
@@ -492,7 +495,7 @@ async def server_lanes(url: str, link: str) -> AsyncGenerator[list[Lane]]:
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(target, options=_CHANNEL))
             stub, house = pb_grpc.TorrelqueServiceStub(channel), pb_grpc.TorrelqueAdminServiceStub(channel)
             # A server is given the time to try once more what it may.
-            hurried, patient = (WireCaller(stub, house, name, *bounds) for bounds in ((3 * PATIENCE, 1), (5, 3)))
+            hurried, patient = (WireCaller(stub, house, name, *bounds) for bounds in ((3 * PATIENCE, 1), (10, 3)))
             direct = LibraryCaller(
                 await stack.enter_async_context(Torrelque(straight, queue=name, serialiser=AS_THEY_ARE))
             )
