@@ -11,6 +11,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 
 from .background import Background, Outage, Runner
@@ -157,7 +158,9 @@ class Room:
     def look_within(self, seconds: float) -> None:
         """Make the room look for tasks after *seconds*, if it does not look earlier anyway."""
         self._next_look = min(self._next_look, self._driver.now() + seconds)
-        self._server.wake()
+        # The queue may have been left meanwhile: nobody waits any more, and what was caught last two sweeps put back.
+        with suppress(TorrelqueClosedError):
+            self._server.wake()
 
     def close(self) -> None:
         """Send everyone away; what is under way is handed back."""

@@ -43,6 +43,7 @@ PATIENCE, BOUND = 0.5, 40.0
 CONNECT = 4 * PATIENCE
 #: Callers at a time in a process.
 LANES = 12
+PART = 0.2
 SERVERS = 3
 
 _FAULTS: dict[str, Callable[[random.Random], Fault]] = {
@@ -538,8 +539,9 @@ def run(options: Options) -> Report:
     total = Tally()
     context = multiprocessing.get_context("spawn")
     with running_server(fsync="no") as server, ProcessPoolExecutor(len(links), mp_context=context) as pool:
-        share = min(1.0, options.scale)
-        for future in [pool.submit(work, link, server.url, options.seed, share) for link in links]:
+        # A server has one caller at a time, for its link is shared by all: of its bytes a part is drawn.
+        shares = {link: min(1.0, options.scale) * (PART if link == STORAGE else 1) for link in links}
+        for future in [pool.submit(work, link, server.url, options.seed, shares[link]) for link in links]:
             tally = future.result()
             total.done += tally.done
             total.outcomes += tally.outcomes

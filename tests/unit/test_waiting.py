@@ -110,6 +110,13 @@ async def test_what_is_there_comes_at_once() -> None:
     assert returned(driver) == []
 
 
+async def test_nothing_to_look_for_after_the_end() -> None:
+    """A connection that waits and is lost while the queue is left makes no error of leaving it."""
+    async with open_room(ScriptedDriver(Script())) as room:
+        pass
+    room.look_within(0)
+
+
 async def test_a_damaged_claim() -> None:
     """An answer that cannot be read ends the wait of those who asked, and of nobody after them."""
     driver = ScriptedDriver(Script(b"inf 0 0 1 300 1 9\nab", claim("a")))
