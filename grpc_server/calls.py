@@ -59,7 +59,8 @@ async def repeated(doing: Callable[[], Awaitable[T]]) -> T:
         pass
     try:
         return await doing()
-    except TorrelqueUnknownOutcomeError as error:
+    except (TorrelqueUnknownOutcomeError, TorrelqueUnavailableError) as error:
+        # That the second try has done nothing says nothing about the first.
         raise repeat_later() from error
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 
+import anyio
 import grpc
 import pytest
 from google.rpc.status_pb2 import Status
 
 import torrelque
 from grpc_server import errors
-from torrelque import TorrelqueError
+from grpc_server.calls import repeated
+from torrelque import TorrelqueError, TorrelqueUnavailableError, TorrelqueUnknownOutcomeError
 from torrelque import errors as library
 
 EXPECTED = {
@@ -83,3 +85,16 @@ def test_long_fields_stay_within_the_trailers() -> None:
     """A field of any length is cut: trailers beyond 8 KiB would be refused by the client."""
     refused = errors.invalid("x" * 10_000, "y" * 10_000)
     assert sum(len(value) for _, value in refused.trailers()) < 4096
+
+
+@pytest.mark.parametrize("second", [TorrelqueUnknownOutcomeError, TorrelqueUnavailableError])
+def test_second_try(second: type[Exception]) -> None:
+    """When the first of two tries may have been done, nobody is told that nothing was, whatever the second says."""
+    failures: list[Exception] = [TorrelqueUnknownOutcomeError("lost"), second("away")]
+
+    async def fail() -> None:
+        raise failures.pop(0)
+
+    with pytest.raises(errors.Refused) as caught:
+        anyio.run(repeated, fail)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN")

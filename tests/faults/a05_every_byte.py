@@ -487,9 +487,9 @@ async def server_lanes(url: str, link: str) -> AsyncGenerator[list[Lane]]:
             if link == STORAGE:
                 proxy = stack.enter_context(faulty(_address(url)))
                 behind = f"redis://127.0.0.1:{proxy.port}/0?socket_timeout={PATIENCE}"
-                target = stack.enter_context(serving("--redis", behind)).address
+                target = stack.enter_context(serving("--redis", behind, "--no-sweep")).address
             else:
-                served = served or stack.enter_context(serving("--redis", url))
+                served = served or stack.enter_context(serving("--redis", url, "--no-sweep"))
                 host, port = served.address.split(":")
                 proxy = stack.enter_context(faulty((host, int(port))))
                 target = proxy.address
