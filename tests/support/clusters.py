@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from torrelque.embedded import _find_server
 
@@ -78,7 +80,10 @@ class Node:
     admin: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.admin = redis.Redis(host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2)
+        # Its own retries would ask a node that is silent for half a minute.
+        self.admin = redis.Redis(
+            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
 
     def start(self) -> None:
         """Return when it answers."""
@@ -225,12 +230,12 @@ class Site:
                 node.start()
             else:
                 node.send(signal.SIGCONT)
-        if self.sentinels:
-            eventually(self._demote, 40)
         self.settle()
 
     def _demote(self) -> bool:
         """Make replicas of all but one. Sentinels would do it, but take eight seconds to make sure."""
+        if not self.sentinels:
+            return True
         known = {sentinel.admin.sentinel_get_master_addr_by_name(SERVICE) for sentinel in self.sentinels}
         if len(known) != 1:
             return False
@@ -242,7 +247,7 @@ class Site:
 
     def settle(self) -> None:
         """Wait until there is a primary with all its replicas, and everybody knows it."""
-        eventually(self._is_settled, 40)
+        eventually(lambda: self._demote() and self._is_settled(), 40)
 
     def _is_settled(self) -> bool:
         if self.sentinels:
@@ -325,11 +330,17 @@ def _primaries(node: Node) -> dict[int, int]:
 
 @contextlib.contextmanager
 def open_sentinel(
-    folder: Path, kind: str = "valkey", replicas: int = 2, network: Network | None = None, **options: str
+    folder: Path,
+    kind: str = "valkey",
+    replicas: int = 2,
+    network: Network | None = None,
+    down: int = SENTINEL_DOWN,
+    **options: str,
 ) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
     :param network: gives each of them a machine of its own, as far as the network goes
+    :param down: milliseconds of silence after which a sentinel takes one for dead
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
@@ -353,7 +364,7 @@ def open_sentinel(
             node.start()
         for sentinel in sentinels:
             for name, value in {
-                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 1000, "parallel-syncs": 2,
+                "down-after-milliseconds": down, "failover-timeout": 1000, "parallel-syncs": 2,
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
         eventually(lambda: all(_sees_others(sentinel, replicas) for sentinel in sentinels))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from anyio import current_time, sleep
 
 from torrelque.calls import Assurance, Call, Reply
-from torrelque.errors import TorrelqueError, TorrelqueRedisError
+from torrelque.errors import TorrelqueError, TorrelqueNotDurableError, TorrelqueRedisError
 
 from ._errors import error_code
 from ._topology import Place, Topology, redirected
@@ -51,6 +51,8 @@ class _Rerun:
         self._ways: list[tuple[bytes, Place | None]] = [(b"EVALSHA", None)] * len(calls)
 
     async def run(self) -> None:
+        if any(isinstance(reply, TorrelqueNotDurableError) for reply in self._replies):
+            self._topology.forget()  # it may be because the primary has become a replica
         until, pause, rounds = current_time() + FOLLOWING, _SOON, 0
         while again := self._again():
             rounds += 1
