@@ -750,7 +750,7 @@ class Torrelque:
         For a queue in use: scripts are short, and what seems wrong counts only if it is so again after *grace*, in one
         atomic look, with which it is repaired. A queue that is well is not changed. No task is lost:
         :class:`TorrelqueDamage` tells what becomes of each kind of damage. Memory is needed for the ids of all pending
-        tasks, about 120 bytes each. Let one repair run at a time.
+        tasks, about 200 bytes each. Let one repair run at a time.
 
         :param repair: put right what is found
         :param grace: seconds between the two looks, 0 or more. Producers that write a task in several steps (not those

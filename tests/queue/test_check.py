@@ -23,6 +23,8 @@ from torrelque import (
     TorrelqueTypeError,
     TorrelqueValueError,
 )
+from torrelque.calls import Calls, Doubt, Mended
+from torrelque.keys import Keys
 
 pytestmark = pytest.mark.anyio
 
@@ -522,3 +524,47 @@ async def test_progress_is_told(open_queue: Any, stored: Stored) -> None:
         assert [done for done, _ in told] == sorted(done for done, _ in told)
         assert len({of for _, of in told}) == 1
         assert 1600 <= told[-1][0] <= told[-1][1]
+
+
+def run(stored: Stored, call: Any) -> Any:
+    """Run one script of the audit alone."""
+    arguments = (*call.keys, *call.head, *call.items)
+    return call.parse(stored.admin.eval(call.script.text, len(call.keys), *arguments))
+
+
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_nowhere_must_be_proven(open_queue: Any, stored: Stored) -> None:
+    """An id that no walk has met is an orphan only if it is at no end of the lists, and its state is what it was."""
+    calls = Calls(Keys(stored.name))
+    names = [f"t{n}" for n in range(1200)]
+    async with open_queue() as queue:
+        await queue.enqueue_many(names, task_ids=names)
+        for _ in range(600):
+            stored.admin.lmove(stored.key("pending"), stored.key("dequeueing"), "RIGHT", "LEFT")
+        stored.take("pending", "t900")
+        doubts = [Doubt(task_id.encode(), b"orphan") for task_id in ("t300", "t900", "t1100")]
+        states = [state for _, state in run(stored, calls.look(doubts))]
+        before = stored.counts(), stored.states()
+        # Without what the states were, or with what they are no more, nothing is proven.
+        for known in ([b""] * 3, [b"1" + state[1:] for state in states]):
+            guesses = [Doubt(doubt.task_id, b"orphan", state) for doubt, state in zip(doubts, known, strict=True)]
+            assert [words for words, _ in run(stored, calls.look(guesses))] == [b"", b"", b""]
+            assert run(stored, calls.mend(guesses, 300, 60)) == Mended((0, 0), [b"", b"", b""])
+        assert (stored.counts(), stored.states()) == before
+        proven = [Doubt(doubt.task_id, b"orphan", state) for doubt, state in zip(doubts, states, strict=True)]
+        assert run(stored, calls.mend(proven, 300, 60)) == Mended((0, 0), [b"", b"orphan", b""])
+        assert stored.wrong() == set()
+
+
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_only_what_was_doubted_is_mended(open_queue: Any, stored: Stored) -> None:
+    """What a first look has not found is left to the next check: nothing is believed that is seen once."""
+    calls = Calls(Keys(stored.name))
+    async with open_queue() as queue:
+        await fill(queue, stored)
+        stored.put("working", "x")
+        stored.put("working", "working1", "+inf")
+        before = keyspace(stored.admin)
+        doubts = [Doubt(b"x", b"twice"), Doubt(b"working1", b"status")]
+        assert run(stored, calls.mend(doubts, 300, 60)).words == [b"", b""]
+        assert keyspace(stored.admin) == before
