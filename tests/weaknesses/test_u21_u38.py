@@ -333,12 +333,14 @@ async def test_u31_no_script_holds_up_the_server(open_queue: Any, admin: Redis, 
 async def test_u32_ids_tell_nothing_and_cannot_be_guessed(open_queue: Any) -> None:
     """An id is 128 random bits: each bit is set in about half of a thousand ids."""
     async with open_queue() as queue:
-        ids = await queue.enqueue_many([None] * 1000)
-    assert len(set(ids)) == 1000
-    assert all(len(task_id) == 32 for task_id in ids)
-    numbers = [int(task_id, 16) for task_id in ids]
-    for bit in range(128):
-        assert 380 < sum(number >> bit & 1 for number in numbers) < 620
+        many = await queue.enqueue_many([None] * 1000)
+        single = [await queue.enqueue(None) for _ in range(1000)]
+    assert len({*many, *single}) == 2000
+    for ids in (many, single):
+        assert all(len(task_id) == 32 for task_id in ids)
+        numbers = [int(task_id, 16) for task_id in ids]
+        for bit in range(128):
+            assert 380 < sum(number >> bit & 1 for number in numbers) < 620
 
 
 async def test_u33_payloads_go_with_their_tasks(open_queue: Any, admin: Redis, name: str) -> None:

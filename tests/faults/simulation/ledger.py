@@ -16,11 +16,13 @@ from typing import Any
 from torrelque.calls import BOUND
 from torrelque.keys import Keys
 
-from .server import SimServer
+from .server import SimServer, Spinning
 from .store import CommandError, ZSet
 
 PENDING, WORKING, DELAYED, DONE, REJECTED = "0", "1", "2", "3", "4"
 MICROSECOND = 2e-6
+#: So many broken promises say it all.
+ENOUGH = 50
 #: What a server whose memory is full may refuse: all else must go on, or the queue could not be emptied.
 MAY_BE_REFUSED = {"enqueue", "LMOVE"}
 
@@ -89,15 +91,17 @@ def _number(text: bytes | None) -> float:
 class Ledger:
     """Watches one queue in a server.
 
-    :param on_time: nothing fails in this run, and somebody sweeps: what has ended is back within a second
+    :param on_time: nothing fails in this run, and somebody sweeps
+    :param late: seconds after which a delay or lease that has ended is back, in such a run
     """
 
-    def __init__(self, server: SimServer, queue: str, *, on_time: bool) -> None:
+    def __init__(self, server: SimServer, queue: str, *, on_time: bool, late: float) -> None:
         self._server = server
         self._keys = Keys(queue)
         self._prefix = f"{queue}:".encode()
         self._state_prefix = self._keys.task + b":"
         self.on_time = on_time
+        self._allowed = late
         self.violations: list[str] = []
         self.scripts = 0
         self.claims: dict[str, list[Claim]] = defaultdict(list)
@@ -117,6 +121,8 @@ class Ledger:
 
     def _broken(self, rule: str, text: str) -> None:
         self.violations.append(f"{rule} at {self._server.now():.3f}: {text}")
+        if len(self.violations) > ENOUGH:
+            raise Spinning("too much is broken to go on")
 
     # Reading
 
@@ -231,7 +237,7 @@ class Ledger:
         if by < -MICROSECOND:
             self._broken(rule, f"{task_id} came back {-by:.6f} s early")
         self.lateness = max(self.lateness, by)
-        if self.on_time and by > 1:
+        if self.on_time and by > self._allowed:
             self._broken(rule, f"{task_id} came back {by:.3f} s late")
 
     # What each script may do. `view` becomes what should be there afterwards.
@@ -285,7 +291,7 @@ class Ledger:
                 view.pending.append(task_id)
 
     def _dequeue(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
-        wanted, adopt = int(args[2]), args[5:]
+        wanted, adopt = int(args[2]), args[8:]
         claimed = [task_id for task_id in dict.fromkeys(adopt) if task_id in view.parked]
         for task_id in claimed:
             view.parked.remove(task_id)
@@ -311,10 +317,10 @@ class Ledger:
     def _check_claim(self, view: View, claimed: list[str], wanted: int, reply: bytes) -> None:
         """What is answered is what was done (I2, I5, I16), and tells when to look again (I9, I10)."""
         sheet, _, bodies = reply.partition(b"\n")
-        until_next, _, drops, *numbers = sheet.split()
+        until_next, _, drops, given_up, *numbers = sheet.split()
         told = b"".join(task_id.encode() + view.live[task_id].body for task_id in claimed)
         counts = [int(number) for number in numbers[: 4 * len(claimed) : 4]]
-        if told != bodies or int(drops) or counts != [view.live[task_id].count for task_id in claimed]:
+        if told != bodies or int(drops) or int(given_up) or counts != [view.live[task_id].count for task_id in claimed]:
             self._broken("I16", f"dequeue claimed {claimed} and answered {reply[:200]!r}")
         if len(claimed) < wanted:
             self._check_until(view, until_next)

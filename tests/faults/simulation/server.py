@@ -17,7 +17,7 @@ EPOCH = 1_700_000_000.0
 
 
 class Spinning(BaseException):
-    """Somebody asks the server again and again. Not an error that anybody may outlive."""
+    """There is no sense in going on: somebody asks again and again, or all is broken. Nobody may outlive it."""
 
 
 class Observer(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from torrelque.calls import Call, Reply
+from torrelque.calls import Assurance, Call, Reply
 from torrelque.drivers._errors import ErrorMap
 from torrelque.drivers._scripts import arguments, run_scripts
 from torrelque.drivers._topology import Place, Topology
@@ -61,13 +61,17 @@ class Network:
     """Decides by chance what becomes of each request; a healed one lets everything through.
 
     :param spawn: runs what happens on the server's side later on
+    :param latency: seconds that a way takes at most
     """
 
-    def __init__(self, server: SimServer, chance: random.Random, rates: Rates, spawn: Callable[..., None]) -> None:
+    def __init__(
+        self, server: SimServer, chance: random.Random, rates: Rates, spawn: Callable[..., None], latency: float
+    ) -> None:
         self.server = server
         self.chance = chance
         self.rates = rates
         self.spawn = spawn
+        self.latency = latency
         self.faults: dict[str, int] = {}
         self.trace: Callable[[str], None] = lambda line: None
         self.broken: Callable[[str], None] = lambda violation: None
@@ -103,8 +107,8 @@ class Network:
         """Take one way."""
         if self.happens("slow"):
             await trio.sleep(self.chance.uniform(0, 2))
-        elif self.chance.random() < 0.3:
-            await trio.sleep(self.chance.choice((0.0002, 0.001, 0.005)))
+        elif self.chance.random() < 0.4:
+            await trio.sleep(self.chance.uniform(0, self.latency))
         else:
             await trio.lowlevel.checkpoint()
 
@@ -139,7 +143,7 @@ class SimDriver:
     async def opened(self) -> AsyncGenerator[None]:
         yield
 
-    def serve(self, key: bytes) -> None:
+    def serve(self, key: bytes, assurance: Assurance | None = None) -> None:
         self._topology.key = key
 
     def signal(self) -> TrioSignal:
@@ -207,15 +211,17 @@ class SimDriver:
         if self.dead or self._server.epoch != epoch:
             raise lost("the connection was reset")
 
-    async def info(self) -> str | None:
-        return None
-
     async def config_get(self, name: str) -> str | None:
         await self._connect()
         await self._network.travel()
         if self._server.mood is not None and not self._server.mood.startswith("OOM"):
             raise TorrelqueUnavailableError(self._server.mood)
         return self._network.chance.choice(("KA", "AKE", "Kgh", None))
+
+    async def info(self) -> str | None:
+        await self._connect()
+        await self._network.travel()
+        return None
 
     @asynccontextmanager
     async def blocking(self) -> AsyncGenerator[SimBlocker]:
