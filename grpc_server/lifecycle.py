@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import grpc
@@ -33,6 +33,8 @@ logger = logging.getLogger("torrelque.server")
 
 #: Seconds between two looks at the auth file.
 _REFRESH = 1.0
+#: Seconds between two looks at whether gRPC still answers.
+_LOOK = 0.25
 #: What the end may take beyond the grace of the calls: queues are left, connections closed.
 _CLOSING = 5.0
 
@@ -73,20 +75,17 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
         guard = Guard(house)
         health = Health(SERVICES, metrics)
-        server = grpc.aio.server(options=core_options(settings))
-        add_all(server, guard)
-        health.add_to(server)
-        if settings.reflects:
-            reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
-        addresses = _listen(server, settings)
+        doors = Doors(settings, guard, health)
+        addresses = doors.listen()
         with _exposed(metrics, settings) as metrics_port:
-            await server.start()
+            await doors.open()
             try:
                 await health.begin()
                 async with anyio.create_task_group() as chores:
                     chores.start_soon(health.run, store)
                     chores.start_soon(queues.run_leaving)
                     chores.start_soon(_refresh, authority)
+                    chores.start_soon(doors.keep_open)
                     if not inspected:
                         chores.start_soon(inspect_later, store, settings)
                     await queues.entry(settings.default_queue)
@@ -94,7 +93,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
                     chores.cancel_scope.cancel()
             finally:
                 with anyio.move_on_after(settings.grace + _CLOSING, shield=True):
-                    await _drain(server, guard, house, health)
+                    await _drain(doors, guard, house, health)
                 queues.close()
 
 
@@ -132,21 +131,70 @@ def core_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _listen(server: grpc.aio.Server, settings: Settings) -> list[str]:
-    credentials = Certificates(settings).credentials() if settings.tls_cert else None
-    addresses: list[str] = []
-    for address in settings.addresses:
-        if not settings.reuse_port:
-            _probe(address)
-        try:
-            if credentials is None:
-                port = server.add_insecure_port(address.target())
-            else:
-                port = server.add_secure_port(address.target(), credentials)
-        except RuntimeError:
-            raise SettingsError(f"listen: cannot listen on {address.target()}") from None
-        addresses.append(address.target(port))
-    return addresses
+class Doors:
+    """gRPC's server, which is made anew where it has ended by itself.
+
+    ``grpc.aio`` does so, for good and without a word to us, at the first request whose path is no UTF-8; and whoever
+    reaches the port can send one. Calls that are under way then end as at a lost connection.
+    """
+
+    def __init__(self, settings: Settings, guard: Guard, health: Health) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._health = health
+        self._addresses = settings.addresses
+        self._server = self._made()
+
+    def _made(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=core_options(self._settings))
+        add_all(server, self._guard)
+        self._health.add_to(server)
+        if self._settings.reflects:
+            reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        return server
+
+    def listen(self) -> list[str]:
+        """Take the addresses, if nobody else has them; returns them with their ports."""
+        if not self._settings.reuse_port:
+            for address in self._addresses:
+                _probe(address)
+        self._addresses = self._listen()
+        return [address.target() for address in self._addresses]
+
+    def _listen(self) -> list[Address]:
+        credentials = Certificates(self._settings).credentials() if self._settings.tls_cert else None
+        taken: list[Address] = []
+        for address in self._addresses:
+            try:
+                if credentials is None:
+                    port = self._server.add_insecure_port(address.target())
+                else:
+                    port = self._server.add_secure_port(address.target(), credentials)
+            except RuntimeError:
+                raise SettingsError(f"listen: cannot listen on {address.target()}") from None
+            taken.append(address if address.path else replace(address, port=port))
+        return taken
+
+    async def open(self) -> None:
+        """Answer from now on."""
+        await self._server.start()
+
+    async def close(self, grace: float) -> None:
+        """Take no more calls, and end those under way after *grace* seconds."""
+        await self._server.stop(grace)
+
+    async def keep_open(self) -> None:
+        """See that calls are answered, until cancelled."""
+        while True:
+            try:
+                await self._server.wait_for_termination(_LOOK)
+                continue
+            except Exception as error:
+                logger.error("gRPC has ended by itself and is started anew: %r", error)
+            await self._server.stop(None)
+            self._server = self._made()
+            self._addresses = self._listen()
+            await self._server.start()
 
 
 def _probe(address: Address) -> None:
@@ -186,15 +234,15 @@ async def _refresh(authority: Authority) -> None:
         authority.refresh()
 
 
-async def _drain(server: grpc.aio.Server, guard: Guard, house: House, health: Health) -> None:
+async def _drain(doors: Doors, guard: Guard, house: House, health: Health) -> None:
     """Say that this server stops, let the calls end, and hang up."""
     await health.stop()
     house.drain.begin()
     async with anyio.create_task_group() as group:
-        group.start_soon(server.stop, house.settings.grace)
+        group.start_soon(doors.close, house.settings.grace)
         with anyio.move_on_after(house.settings.grace):
             await guard.idle()
         # Watchers of the health service never end by themselves; and it does not wait for handlers that have failed.
-        await server.stop(0)
+        await doors.close(0)
     with anyio.move_on_after(1):
         await guard.idle()
