@@ -17,6 +17,7 @@ MODULES: dict[str, str] = {
     "a4": "a04_cancellation",
     "a5": "a05_every_byte",
     "a6": "a06_fencing",
+    "a7": "a07_bad_inputs",
     "a8": "a08_hostile_peers",
     "a9": "a09_backlog",
     "a10": "a10_proof",
