@@ -120,18 +120,18 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         while not (got and states):
             await anyio.sleep(0.01)
         # All that was acknowledged is on the replicas: what an asynchronous replication loses is another matter.
-        before.admin.wait(2, 2000)
+        await anyio.to_thread.run_sync(eventually, lambda: before.admin.wait(2, 500) == 2)
         await anyio.sleep(0.2)  # it blocks again
         before.send(blow)
         struck = time.monotonic()
-        failures = await enqueue_until_it_works(producer, "after", "after")
+        await enqueue_until_it_works(producer, "after", "after")
         outage = time.monotonic() - struck
         while len(got) < 2:
             await anyio.sleep(0.01)
         woken = time.monotonic() - struck
         assert got == ["before", "after"]
-        assert failures >= 1, "nobody heard of the outage: was there one?"
-        assert outage < 10
+        # A call that was about to connect waits for the new primary, and hears of nothing else.
+        assert 0.5 < outage < 10, "was there one?"
         assert woken < outage + 4
         await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before)
         # A delivery of the new primary, whose lease ends: the sweeper has followed too.
@@ -166,7 +166,7 @@ async def test_a_demoted_primary_lets_go(open_queue: Any, site: Site) -> None:
         await queue.release((await queue.dequeue(5))[0])
         group.start_soon(consume)
         await anyio.sleep(0.2)
-        before.admin.wait(2, 2000)
+        await anyio.to_thread.run_sync(eventually, lambda: before.admin.wait(2, 500) == 2)
         # A sentinel takes a while to think well of a replica again.
         leader = site.sentinels[0].admin
         await anyio.to_thread.run_sync(eventually, lambda: leader.execute_command("SENTINEL", "FAILOVER", SERVICE))

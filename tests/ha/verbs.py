@@ -51,15 +51,13 @@ async def every_verb(queue: Torrelque) -> None:
     assert tuple(await queue.get_queue_stats()) == (0, 0, 0, 0)
 
 
-async def enqueue_until_it_works(queue: Torrelque, task: Any, task_id: str, seconds: float = 15) -> int:
-    """Repeat what is safe to repeat; returns how often it failed first."""
-    failures = 0
+async def enqueue_until_it_works(queue: Torrelque, task: Any, task_id: str, seconds: float = 15) -> None:
+    """Repeat what is safe to repeat."""
     with anyio.fail_after(seconds):
         while True:
             try:
                 await queue.enqueue(task, task_id=task_id)
             except TorrelqueRedisError:
-                failures += 1
                 await anyio.sleep(0.05)
             else:
-                return failures
+                return

@@ -20,8 +20,9 @@ from redis.retry import Retry
 from torrelque.embedded import _find_server
 
 SERVICE = "jobs"
-#: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead.
-SENTINEL_DOWN, NODE_DOWN = 400, 1000
+#: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead. A busy machine is
+#: silent for less, and a failover for nothing upsets the next.
+SENTINEL_DOWN, NODE_DOWN = 1000, 1000
 _SLOTS = 16384
 _COMMON = {
     "protected-mode": "no",
@@ -334,13 +335,11 @@ def open_sentinel(
     kind: str = "valkey",
     replicas: int = 2,
     network: Network | None = None,
-    down: int = SENTINEL_DOWN,
     **options: str,
 ) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
     :param network: gives each of them a machine of its own, as far as the network goes
-    :param down: milliseconds of silence after which a sentinel takes one for dead
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
@@ -364,7 +363,7 @@ def open_sentinel(
             node.start()
         for sentinel in sentinels:
             for name, value in {
-                "down-after-milliseconds": down, "failover-timeout": 1000, "parallel-syncs": 2,
+                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 1000, "parallel-syncs": 2,
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
         eventually(lambda: all(_sees_others(sentinel, replicas) for sentinel in sentinels))
