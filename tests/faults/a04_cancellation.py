@@ -105,9 +105,18 @@ def untried() -> set[str]:
 
 def run(options: Options) -> Report:
     """Cancel everything, on every pair."""
-    report = Report()
     # That a plain call finds nothing to do is told to the caller by an error here, and not to be logged as well.
-    logging.getLogger("torrelque").setLevel(logging.ERROR)
+    logger = logging.getLogger("torrelque")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return _run(options)
+    finally:
+        logger.setLevel(level)
+
+
+def _run(options: Options) -> Report:
+    report = Report()
     report.violations += [f"no case for {name}()" for name in sorted(untried())]
     with running_server(fsync="no") as server:
         points = Points(server.admin, random.Random(options.seed), min(1.0, options.scale))

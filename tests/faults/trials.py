@@ -228,6 +228,16 @@ async def get_queue_stats(stage: Stage) -> Trial:
     return Trial(lambda: stage.queue.get_queue_stats(), lambda cut, snap: untouched(snap, "t"))
 
 
+async def check(stage: Stage) -> Trial:
+    await stage.queue.enqueue("t", task_id="t")
+    return Trial(lambda: stage.queue.check(repair=True, grace=0), lambda cut, snap: untouched(snap, "t"))
+
+
+async def inspect_server(stage: Stage) -> Trial:
+    await stage.queue.enqueue("t", task_id="t")
+    return Trial(lambda: stage.queue.inspect_server(), lambda cut, snap: untouched(snap, "t"))
+
+
 async def watch(stage: Stage) -> Trial:
     task_id = await stage.working()
 
@@ -302,7 +312,7 @@ CASES: dict[str, Callable[[Stage], Awaitable[Trial]]] = {
         for case in (
             enqueue, enqueue_delayed, enqueue_many, dequeue_what_comes, requeue, requeue_delayed, release,
             release_with_result, release_as_a_dead_letter, release_many, dequeue_giving_up, extend, get_task_state,
-            get_queue_stats, watch, sweep, run_sweep, lease,
+            get_queue_stats, check, inspect_server, watch, sweep, run_sweep, lease,
             session, session_busy,
         )
     },
