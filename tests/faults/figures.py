@@ -21,6 +21,7 @@ MODULES: dict[str, str] = {
     "a8": "a08_hostile_peers",
     "a9": "a09_backlog",
     "a10": "a10_proof",
+    "a10-planted": "a10_planted",
     "a10-soak": "a10_soak",
 }
 
