@@ -76,7 +76,7 @@ class Network:
         self.trace: Callable[[str], None] = lambda line: None
         self.broken: Callable[[str], None] = lambda violation: None
         self.on_their_way = 0
-        """Requests that nobody waits for, and that the server will find."""
+        """Requests under way, also those that nobody waits for and that the server will find."""
         self.blockers: list[SimBlocker] = []
         self.subscribers: list[SimSubscriber] = []
         server.lose = self._arrivals
@@ -174,6 +174,7 @@ class SimDriver:
         await self._connect()
         epoch = server.epoch
         sent = False
+        network.on_their_way += 1
         try:
             await network.travel()
             self._check_connection(epoch, lost)
@@ -199,6 +200,8 @@ class SimDriver:
             if not sent and not self.dead and network.chance.random() < 0.5:
                 network.apply_later(commands, epoch)
             raise
+        finally:
+            network.on_their_way -= 1
         return replies
 
     async def _connect(self) -> None:

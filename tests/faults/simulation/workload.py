@@ -392,7 +392,7 @@ class Program:
                     if len(seen.states) == limit:
                         return
                     if self.chance.random() < 0.3:
-                        await self._pause(0.2)
+                        await trio.sleep(self.chance.uniform(0, PROMPT / 2))
             seen.ended = now()
 
         self.world.watching += 1
