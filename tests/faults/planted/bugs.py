@@ -200,7 +200,6 @@ _WEAKNESSES = (
                 "    adopted[#adopted + 1] = ARGV[i]\n  else\n    return redis.error_reply('ERR no such task')\n",
             )
         ],
-        [U11 + "test_u19_sweeps_in_the_middle_of_a_delivery_do_no_harm"],
     ),
     Bug(
         "u20-delays-by-sweep",

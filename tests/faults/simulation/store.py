@@ -74,7 +74,8 @@ class Store:
         self._chunks: dict[bytes, Any] = {}
         self._table = self._lua.table_from
         self._globals = self._lua.globals()
-        self._globals.redis = self._lua.table_from({b"call": self._call, b"pcall": self._pcall})
+        tools = {b"call": self._call, b"pcall": self._pcall, b"error_reply": lambda text: self._table({b"err": text})}
+        self._globals.redis = self._lua.table_from(tools)
 
     # Keys
 
