@@ -36,6 +36,9 @@ class Health:
         self._names = ("", *services)
         self._servicer = HealthServicer()
         self._metrics = metrics
+        #: Watchers who have been told that it serves.
+        self._trusting: set[_Teller] = set()
+        self._told = anyio.Event()
 
     def add_to(self, server: Any) -> None:
         """Answer on *server*; anybody may ask, so junk gets the answer that it gets elsewhere."""
@@ -45,7 +48,7 @@ class Health:
         }
         handlers = {
             "Check": grpc.unary_unary_rpc_method_handler(_parsed(self._servicer.Check), **spell),
-            "Watch": grpc.unary_stream_rpc_method_handler(_parsed(self._servicer.Watch), **spell),
+            "Watch": grpc.unary_stream_rpc_method_handler(_parsed(self._watch), **spell),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -55,14 +58,31 @@ class Health:
             for name in self._names:
                 await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
 
+    async def _watch(self, request: Any, context: Any) -> None:
+        teller: Any = _Teller(context, self._note)
+        try:
+            await self._servicer.Watch(request, teller)
+        finally:
+            self._note(teller, False)
+
+    def _note(self, teller: _Teller, serving: bool) -> None:
+        if serving:
+            self._trusting.add(teller)
+        else:
+            self._trusting.discard(teller)
+            self._told.set()
+
     async def begin(self) -> None:
         """Say that the server serves."""
         await self._tell(True)
 
     async def stop(self) -> None:
-        """Say that the server stops; nothing changes that any more."""
+        """Say that the server stops; nothing changes that any more. Returns when all who watch have been told."""
         with anyio.move_on_after(_TELLING):
             await self._servicer.enter_graceful_shutdown()
+            while self._trusting:
+                self._told = anyio.Event()
+                await self._told.wait()
 
     async def run(self, client: Any) -> None:
         """Look at Redis until cancelled."""
@@ -74,6 +94,18 @@ class Health:
                 logger.warning("Redis %s", "answers again" if serving else "does not answer: not serving")
                 await self._tell(serving)
             await anyio.sleep(INTERVAL if serving else INTERVAL / 4)
+
+
+class _Teller:
+    """Writes to one watcher, and notes what it was told."""
+
+    def __init__(self, context: Any, note: Callable[[_Teller, bool], None]) -> None:
+        self._context = context
+        self._note = note
+
+    async def write(self, response: Any) -> None:
+        await self._context.write(response)
+        self._note(self, response.status == _SERVING)
 
 
 def _parsed(handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:

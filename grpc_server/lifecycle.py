@@ -68,7 +68,6 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         open_storage(url, settings) as store,
         anyio.create_task_group() as group,
     ):
-        inspected = await inspect(store, settings)
         queues = Queues(store, settings, group)
         limits = Limits(settings)
         metrics.watch_in_flight(limits.in_flight)
@@ -78,6 +77,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         doors = Doors(settings, guard, health)
         addresses = doors.listen()
         with _exposed(metrics, settings) as metrics_port:
+            inspected = await inspect(store, settings)
             await doors.open()
             try:
                 await health.begin()

@@ -765,6 +765,10 @@ class Torrelque:
         keep = checks.positive_seconds("result_ttl", self.result_ttl)
         if not isinstance(repair, bool):
             raise TorrelqueTypeError(f"repair must be a bool, not {type(repair).__name__}: {checks.shown(repair)}")
+        if progress is not None and not callable(progress):
+            raise TorrelqueTypeError(
+                f"progress must be callable, not {type(progress).__name__}: {checks.shown(progress)}"
+            )
         self._check_open()
         terms = Terms(repair, self._lease(), keep, wait, progress or _ignore)
         return await Audit(self._coalescer, self._calls, terms).run()

@@ -305,9 +305,9 @@ def test_partition() -> None:
 
 @pytest.mark.alone
 def test_many() -> None:
-    """300,000 tasks, each delivered twice, take seconds."""
+    """100,000 tasks, each delivered twice, take seconds."""
     story = Story()
-    for start in range(0, 300_000, 100):
+    for start in range(0, 100_000, 100):
         names, at = [f"t{i}" for i in range(start, start + 100)], start / 1e5
         story.call(at, "p", "enqueue", [(name, "d") for name in names])
         for token, process in ((1, "w1"), (2, "w2")):
@@ -316,8 +316,8 @@ def test_many() -> None:
     started = time.process_time()
     findings = story.check()
     assert findings.violations == []
-    assert findings.counts["duplicated"] == 300_000
-    assert time.process_time() - started < 20
+    assert findings.counts["duplicated"] == 100_000
+    assert time.process_time() - started < 8
 
 
 # The recorder

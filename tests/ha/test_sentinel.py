@@ -133,7 +133,7 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         # A call that was about to connect waits for the new primary, and hears of nothing else.
         assert 0.5 < outage < 10, "was there one?"
         assert woken < outage + 4
-        await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before)
+        await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before, 30)
         # A delivery of the new primary, whose lease ends: the sweeper has followed too.
         await producer.enqueue("swept", task_timeout=0.3)
         (await producer.dequeue(5))
@@ -141,7 +141,7 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         # The watcher has followed as well.
         key = f"{name}:delayed"
         site.primary().admin.zadd(key, {watched: 1})
-        with anyio.fail_after(8):
+        with anyio.fail_after(20):
             while len(states) < 2:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
@@ -170,9 +170,9 @@ async def test_a_demoted_primary_lets_go(open_queue: Any, site: Site) -> None:
         # A sentinel takes a while to think well of a replica again.
         leader = site.sentinels[0].admin
         await anyio.to_thread.run_sync(eventually, lambda: leader.execute_command("SENTINEL", "FAILOVER", SERVICE))
-        await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before)
+        await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before, 30)
         await enqueue_until_it_works(queue, "again", "again")
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             while not got:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()

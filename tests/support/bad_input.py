@@ -139,6 +139,9 @@ CASES = [
     Case("get_task_state", "task_id", lambda q, v: q.get_task_state(v), *ID),
     Case("watch", "task_id", lambda q, v: first(q.watch(v)), *ID),
     Case("watch", "timeout", lambda q, v: first(q.watch("held", timeout=v)), *WAIT),
+    Case("check", "grace", lambda q, v: q.check(grace=v), [*WAIT[0]], [*WAIT[1], None]),
+    Case("check", "repair", lambda q, v: q.check(repair=v), [], [*NO_FLAGS, None]),
+    Case("check", "progress", lambda q, v: q.check(progress=v), [], [5, True, "yes", [], object()]),
     Case("run_sweep", "interval", lambda q, v: q.run_sweep(v), *LEASE),
     Case("schedule_sweep", "interval", lambda q, v: q.schedule_sweep(v), *LEASE),
 ]  # fmt: skip

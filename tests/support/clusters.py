@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -55,14 +56,25 @@ def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Find ports that are free, and so are those 10,000 above, where nodes of a cluster speak to each other.
+
+    All of them are below those that the system gives to outgoing connections, one of which might take it meanwhile.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        if port not in ports and _is_free(port) and _is_free(port + 10_000):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass(eq=False)
@@ -106,6 +118,8 @@ class Node:
         eventually(self._answers)
 
     def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"it has ended: {(self.folder / 'server.log').read_text()[-2000:]}"
         try:
             return bool(self.admin.ping())
         except redis.exceptions.BusyLoadingError:

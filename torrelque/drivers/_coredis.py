@@ -326,8 +326,11 @@ class CoredisDriver:
 
     @asynccontextmanager
     async def _subscribing(self) -> AsyncGenerator[Subscriber]:
-        async with self._own_connection() as connection, aclosing(connection.push_messages) as messages:
-            yield CoredisSubscriber(connection, messages)
+        async with self._own_connection() as connection:
+            with _ERRORS.mapped(CoredisUnavailableError):  # it may have died by now
+                messages = connection.push_messages
+            async with aclosing(messages):
+                yield CoredisSubscriber(connection, messages)
 
 
 def _not_entered() -> TorrelqueError:
