@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import anyio
 
 from torrelque import Torrelque, TorrelqueRedisError, TorrelqueTaskStatus
+
+R = TypeVar("R")
 
 
 async def every_verb(queue: Torrelque) -> None:
@@ -61,3 +64,13 @@ async def enqueue_until_it_works(queue: Torrelque, task: Any, task_id: str, seco
                 await anyio.sleep(0.05)
             else:
                 return
+
+
+async def until_it_works(call: Callable[[], Awaitable[R]], seconds: float = 15) -> R:
+    """Call again what may hear once that the primary has moved."""
+    with anyio.fail_after(seconds):
+        while True:
+            try:
+                return await call()
+            except TorrelqueRedisError:
+                await anyio.sleep(0.05)
