@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 
-.PHONY: demo serve test test-python test-floor toolchains check lint types layers format reference stubs bench bench-grpc
+.PHONY: demo serve test test-python means test-floor toolchains check lint types layers format reference stubs bench bench-grpc
 .PHONY: ceiling chaos clients clean
 
 demo: $(VENV)/.done
@@ -22,11 +22,20 @@ define pytest
 	$(BIN)/pytest -m 'alone$(1)' $(TESTS) || [ "$$?-$(TESTS)" = "5-$(filter-out tests,$(TESTS))" ]
 endef
 
-test: toolchains check $(VENV)/peer/.done $(VENV)/stubs/.done tests/wire/node_modules/.done clients test-floor
+# Disks are filled, power is cut and clocks are set in the tests: a machine must let them. (Not where TESTS names some.)
+means:
+ifeq ($(TESTS),tests)
+	@[ "$$(uname)$$(id -u)" = Linux0 ] || { echo "the tests fill disks and cut power: run them on Linux, as root (in \
+	a container, say), or name some of them, like TESTS=tests/queue" >&2; exit 1; }
+	@for tool in strace faketime ip; do command -v $$tool >/dev/null || { \
+		echo "$$tool is missing: install strace, faketime and iproute2" >&2; exit 1; }; done
+endif
+
+test: means toolchains check $(VENV)/peer/.done $(VENV)/stubs/.done tests/wire/node_modules/.done clients test-floor
 	$(call pytest)
 
 # All but the clients in Go, Java and Node, for those who lack these toolchains.
-test-python: check $(VENV)/peer/.done $(VENV)/stubs/.done test-floor
+test-python: means check $(VENV)/peer/.done $(VENV)/stubs/.done test-floor
 	$(call pytest, and not interop)
 
 toolchains:
