@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import anyio
 import grpc
 
-from torrelque import TorrelqueTaskId
+from torrelque import TorrelqueTaskId, TorrelqueUnavailableError, TorrelqueUnknownOutcomeError
 
 from . import convert
 from ._pb import torrelque_pb2 as pb
@@ -26,6 +27,8 @@ MAX_CREDIT = 10_000
 MAX_DELIVERY = 250
 #: So many seconds before the end of the grace a stream is ended.
 _EARLY = 0.5
+#: About so many seconds between two tries to take tasks while Redis is away.
+_PAUSE = 0.5
 
 
 @dataclass(slots=True)
@@ -121,6 +124,7 @@ class Stream:
         self._writing = anyio.Lock()
         self._written_at = 0.0
         self._draining = False
+        self._has_taken = False
         self._taking: anyio.CancelScope | None = None
 
     async def run(self) -> None:
@@ -198,7 +202,16 @@ class Stream:
             if not self.credit.tasks:
                 await self.credit.change_within(self.credit.next_expiry - anyio.current_time())
                 continue
-            await self._deliver(await self._take())
+            try:
+                tasks = await self._take()
+            except (TorrelqueUnavailableError, TorrelqueUnknownOutcomeError):
+                # Whoever opens a stream while Redis is away should hear of it. One that is at work need not break off.
+                if not self._has_taken:
+                    raise
+                await anyio.sleep(_PAUSE * (0.5 + random.random() / 2))
+                continue
+            self._has_taken = True
+            await self._deliver(tasks)
         grace = self._visit.settings.grace
         await self._write(pb.ConsumeResponse(draining=pb.ConsumeDraining(grace=convert.duration(grace))))
         # Who has not left by then hears the reason from us, before gRPC cuts the stream without one.

@@ -90,6 +90,32 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         assert " ERROR " not in process.log()
 
 
+def test_a_consumer_that_asks_meanwhile(tmp_path: Path) -> None:
+    """A stream that wants more while Redis is away gets it when it is back; one that is opened meanwhile is refused."""
+    storage = Storage(tmp_path / "data")
+    with serving("--redis", storage.url) as process, connect(process.address, "q") as client:
+        with storage.up():
+            client.enqueue(b"1")
+            stream = Stream(client, max_outstanding_tasks=1)
+            stream.opened()
+            (held,) = stream.tasks(1)
+            storage.kill()
+            stream.send(credit=pb.ConsumeCredit(max_outstanding_tasks=2))
+            other = Stream(client, max_outstanding_tasks=1)
+            other.opened()
+            with pytest.raises(grpc.RpcError) as caught:
+                other.next()
+            # A claim may have gone over a connection of before, whose end it met.
+            assert refusal(caught.value).name in {"UNAVAILABLE/STORAGE_UNAVAILABLE", "UNKNOWN/OUTCOME_UNKNOWN"}
+        with storage.up():
+            until(lambda: _works(client))
+            client.enqueue(b"2")
+            (task,) = stream.tasks(1)
+            assert task.payload.data == b"2"
+            assert stream.settle(release(held), release(task)) == []
+            stream.half_close()
+
+
 def _works(client: Client) -> bool:
     try:
         client.stats()
