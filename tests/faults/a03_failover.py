@@ -50,8 +50,6 @@ _LOCAL = {"killed": 2, "cut off": 2}
 #: From this scale on all is done; below it one failover and one partition.
 _LONG, _FEW = 0.2, {"killed", "cut off"}
 PACE = 400.0
-#: Milliseconds; shorter silences are the machine's own, and a failover for nothing upsets the next.
-_DOWN = 1000
 #: Writes must be taken again so soon, in seconds, for 95 of 100 producers and faults.
 OUTAGE = 6.0
 _ENDLESS = 1 << 40
@@ -218,7 +216,7 @@ def _opened(options: Options, name: str, replicas: int, network: Network | None)
         if name == "cluster":
             servers = stack.enter_context(open_cluster(folder / "servers", **safe))
         else:
-            servers = stack.enter_context(open_sentinel(folder / "servers", network=network, down=_DOWN, **safe))
+            servers = stack.enter_context(open_sentinel(folder / "servers", network=network, **safe))
         portal, crew = stack.enter_context(start_blocking_portal()), stack.enter_context(Crew(folder))
         admin = servers.primary(f"{QUEUE}:pending".encode()).admin
         site = Site(folder, QUEUE, servers.url, options.seed, LEASE, SWEEP, crew, admin, portal, replicas=replicas)
