@@ -112,20 +112,25 @@ class Node:
             }
             config.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in settings.items()))
         inside = ["ip", "netns", "exec", self.netns] if self.netns else []
-        self.process = subprocess.Popen(
-            [*inside, self.binary, str(config), *self.mode], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with (self.folder / "output").open("wb") as output:
+            self.process = subprocess.Popen(
+                [*inside, self.binary, str(config), *self.mode], stdout=output, stderr=subprocess.STDOUT
+            )
         eventually(self._answers)
 
     def _answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, f"it has ended: {(self.folder / 'server.log').read_text()[-2000:]}"
+        assert self.process.poll() is None, f"it has ended: {self._last_words()}"
         try:
             return bool(self.admin.ping())
         except redis.exceptions.BusyLoadingError:
             return False
         except redis.exceptions.ResponseError:
             return True
+
+    def _last_words(self) -> str:
+        files = [self.folder / "output", self.folder / "server.log"]
+        return "".join(file.read_text()[-2000:] for file in files if file.exists())
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process: SIGSTOP is a machine that is cut off, SIGCONT its return."""
