@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
-JOBS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
+JOBS ?= auto
 
 .PHONY: demo serve test test-python means test-floor toolchains check lint types layers format reference stubs bench bench-grpc
 .PHONY: ceiling chaos clients clean
@@ -15,7 +15,7 @@ demo: $(VENV)/.done
 serve: $(VENV)/.done
 	$(BIN)/torrelque serve $(SERVE)
 
-# Files are spread over more processes than there are cores, for many tests wait; but not those tests that judge times.
+# Files are spread over as many processes as there are cores, but for those tests that judge times.
 # (5 is that no test was found, which is no failure where TESTS names some of them.)
 define pytest
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not alone$(1)' $(TESTS) || [ "$$?-$(TESTS)" = "5-$(filter-out tests,$(TESTS))" ]
