@@ -24,6 +24,8 @@ from .listening import Ear, Hub
 
 #: Notifications can be lost, so the state is read anyway after this many seconds without one.
 REREAD = 30.0
+#: After a read that failed so many seconds are enough: the hint that it followed may have been the last.
+AGAIN = 1.0
 #: Nor does the first read wait longer for the subscription to stand: a user may not be allowed to subscribe.
 SUBSCRIBED = 5.0
 
@@ -85,6 +87,7 @@ class Watcher:
         self._calls = calls
         self._deadline = deadline
         self._last: Fields | None = None
+        self._failed = False
 
     def close(self) -> None:
         """Stop listening; may be called from any task, and twice."""
@@ -115,7 +118,8 @@ class Watcher:
 
     async def _listen(self) -> None:
         """Wait for a hint; at first that is the word that the subscription stands."""
-        with move_on_after(SUBSCRIBED if self._last is None else REREAD):
+        patience = AGAIN if self._failed else REREAD
+        with move_on_after(SUBSCRIBED if self._last is None else patience):
             await self._ear.heard()
         if self._last is None and self._ear.error is not None:
             raise fresh(self._ear.error)
@@ -123,11 +127,14 @@ class Watcher:
     async def _read(self) -> Fields | None:
         """Read the state; ``None`` when Redis fails and there is a later time to read it again."""
         try:
-            return await self._coalescer.run(self._calls.state(self._task_id))
+            fields = await self._coalescer.run(self._calls.state(self._task_id))
         except TorrelqueRedisError:
             if self._last is None:
                 raise
+            self._failed = True
             return None
+        self._failed = False
+        return fields
 
 
 def _revision(fields: Fields) -> tuple[bytes | None, bytes | None, bytes | None]:
