@@ -35,6 +35,8 @@ logger = logging.getLogger("torrelque.server")
 _REFRESH = 1.0
 #: Seconds between two looks at whether gRPC still answers.
 _LOOK = 0.25
+#: So long gRPC may take to write the last answers.
+_LAST_ANSWERS = 0.25
 #: What the end may take beyond the grace of the calls: queues are left, connections closed.
 _CLOSING = 5.0
 
@@ -243,6 +245,7 @@ async def _drain(doors: Doors, guard: Guard, house: House, health: Health) -> No
         with anyio.move_on_after(house.settings.grace):
             await guard.idle()
         # Watchers of the health service never end by themselves; and it does not wait for handlers that have failed.
-        await doors.close(0)
+        # The answers of those that have ended may still be on their way.
+        await doors.close(min(_LAST_ANSWERS, house.settings.grace))
     with anyio.move_on_after(1):
         await guard.idle()
