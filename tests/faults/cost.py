@@ -48,7 +48,7 @@ class Probe:
             got = [each for call in claims for each in call.parse(self._run(call)).deliveries]
             ids = [TorrelqueTaskId(each.task_id.decode(), each.count, each.lease) for each in got]
             if ids:
-                self._run(self._calls.release([(task_id, None) for task_id in ids], 3, 1))  # type: ignore[arg-type]
+                self._run(self._calls.release([(task_id, None) for task_id in ids], 3, 1))
             released += map(str, ids)
         return released
 

@@ -174,7 +174,7 @@ async def test_no_script_runs_half_way_while_a_slot_moves(open_queue: Any, site:
             counted = [sorted(node.admin.scan_iter(f"{prefix}*")) for node in (source, target)]
             for call in every_call(queue, str(held[0][0])):
                 for node in (source, target):
-                    found.append(refusal(node, call))  # noqa: PERF401
+                    found.append(refusal(node, call))  # noqa: PERF401  seen one by one
             assert counted == [sorted(node.admin.scan_iter(f"{prefix}*")) for node in (source, target)]
 
         await anyio.to_thread.run_sync(lambda: site.move_slot(key_of(name), target, pause=tried))

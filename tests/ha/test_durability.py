@@ -193,10 +193,10 @@ def test_bad_durability() -> None:
     """What cannot be meant is refused before any connection is made."""
     for bad in ({"replicas": -1}, {"replicas": 101}, {"timeout": 0}, {"timeout": math.nan}, {"timeout": 11}):
         with pytest.raises(TorrelqueValueError, match=next(iter(bad))):
-            TorrelqueDurability(**bad)  # type: ignore[arg-type]
+            TorrelqueDurability(**bad)
     for junk in ({"replicas": "1"}, {"replicas": True}, {"replicas": 1.0}, {"fsync": 1}, {"timeout": "1"}):
         with pytest.raises(TorrelqueTypeError, match=next(iter(junk))):
-            TorrelqueDurability(**junk)  # type: ignore[arg-type]
+            TorrelqueDurability(**junk)
     for none in (None, "disk", 1):
         with pytest.raises(TorrelqueTypeError, match="durability"):
-            Torrelque.from_url("redis://localhost", durability=none)  # type: ignore[arg-type]
+            Torrelque.from_url("redis://localhost", durability=none)

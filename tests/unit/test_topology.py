@@ -104,7 +104,7 @@ async def test_the_watchman_gives_up_only_what_still_waits() -> None:
         topology.learn(NEW)
         return NEW
 
-    topology.look = answered  # type: ignore[method-assign]
+    topology.look = answered
     async with anyio.create_task_group() as group:
         group.start_soon(watchman.run)
         for name in ("answered", "late"):
@@ -144,7 +144,7 @@ def test_redirections(text: str, place: Place | None) -> None:
 
 def test_a_cluster_tells() -> None:
     """The owner of the slot; a node that knows of no working cluster is believed last."""
-    topology = Cluster(None, [A])  # type: ignore[arg-type]
+    topology = Cluster(None, [A])
     topology.key = b"foo"
     ranges = [[0, 9000, [b"10.0.0.9", 9, b"id"]], [9001, 16383, [b"", 4, b"id"], [b"10.0.0.1", 5, b"id"]]]
     state = b"cluster_state:%b\r\ncluster_current_epoch:7\r\n"

@@ -45,7 +45,7 @@ def in_script(name: str, old: str, new: str) -> Plant:
             raise PlantError(f"no script of {name} holds {old!r}")
         before = {constant: getattr(scripts, constant) for constant in (*changed, "ALL")}
         try:
-            scripts.ALL = tuple(  # type: ignore[attr-defined]
+            scripts.ALL = tuple(
                 next((new for key, new in changed.items() if before[key] is each), each) for each in before["ALL"]
             )
             for constant, script in changed.items():

@@ -18,8 +18,8 @@ import trio._core._run as trio_run
 def seeded(seed: int | str) -> Iterator[None]:
     """Make what runs in here repeatable."""
     chance = random.Random(f"{seed} ids")
-    scheduler, library = trio_run._r.getstate(), random.getstate()  # type: ignore[attr-defined]
-    trio_run._r.seed(f"{seed} scheduler")  # type: ignore[attr-defined]
+    scheduler, library = trio_run._r.getstate(), random.getstate()
+    trio_run._r.seed(f"{seed} scheduler")
     random.seed(f"{seed} library")
     try:
         with (
@@ -29,5 +29,5 @@ def seeded(seed: int | str) -> Iterator[None]:
         ):
             yield
     finally:
-        trio_run._r.setstate(scheduler)  # type: ignore[attr-defined]
+        trio_run._r.setstate(scheduler)
         random.setstate(library)

@@ -110,7 +110,7 @@ class SimServer:
             name, run, args = self._script(command)
         else:
             name, args = command[0].decode(), command[1:]
-            run = lambda: self.store.once(*command)  # noqa: E731
+            run = lambda: self.store.once(*command)  # noqa: E731  one of two ways to run it, not a function of its own
         reply = self._judged(name, args, run)
         self.serve_blocked()
         return reply
