@@ -113,8 +113,18 @@ class Load:
                 await anyio.sleep(0.02)
 
 
-async def test_a_slot_moves_key_by_key(open_queue: Any, site: Site, name: str) -> None:
-    """Under load the slot moves as `redis-cli --cluster reshard` moves it: nobody hears of it, and nothing is lost."""
+@pytest.fixture(params=["key by key", "in one step"])
+def move(request: pytest.FixtureRequest, site: Site) -> Any:
+    """The two ways to move a slot: as `redis-cli --cluster reshard` does, and the atomic one of Valkey 9."""
+    if request.param == "key by key":
+        return site.move_slot
+    if site.kind != "valkey":
+        pytest.skip("Redis 7.0 has no atomic migration")
+    return site.move_slot_whole
+
+
+async def test_a_slot_moves(open_queue: Any, site: Site, name: str, move: Any) -> None:
+    """Under load the slot moves: nobody hears of it, and nothing is lost."""
     target = another(site, name)
     async with open_queue() as queue:
         load = Load(queue)
@@ -122,7 +132,7 @@ async def test_a_slot_moves_key_by_key(open_queue: Any, site: Site, name: str) -
             group.start_soon(load.run)
             while len(load.acknowledged) < 50:
                 await anyio.sleep(0.01)
-            await anyio.to_thread.run_sync(site.move_slot, key_of(name), target)
+            await anyio.to_thread.run_sync(move, key_of(name), target)
             seen = len(load.acknowledged)
             while len(load.acknowledged) < seen + 50:
                 await anyio.sleep(0.01)
@@ -130,26 +140,6 @@ async def test_a_slot_moves_key_by_key(open_queue: Any, site: Site, name: str) -
         assert load.errors == []
         assert site.primary(key_of(name)) is target
         assert tuple(await queue.get_queue_stats()) == (0, 0, 0, 0)
-
-
-async def test_a_slot_moves_in_one_step(open_queue: Any, site: Site, name: str) -> None:
-    """The same with the atomic migration of Valkey 9."""
-    if site.kind != "valkey":
-        return
-    target = another(site, name)
-    async with open_queue() as queue:
-        load = Load(queue)
-        async with anyio.create_task_group() as group:
-            group.start_soon(load.run)
-            while len(load.acknowledged) < 50:
-                await anyio.sleep(0.01)
-            await anyio.to_thread.run_sync(site.move_slot_whole, key_of(name), target)
-            seen = len(load.acknowledged)
-            while len(load.acknowledged) < seen + 50:
-                await anyio.sleep(0.01)
-            load.stop()
-        assert load.errors == []
-        assert site.primary(key_of(name)) is target
 
 
 async def test_no_script_runs_half_way_while_a_slot_moves(open_queue: Any, site: Site, name: str) -> None:
@@ -214,11 +204,8 @@ def refusal(node: Node, call: Any) -> str:
         node.admin.connection_pool.release(connection)
 
 
-@pytest.mark.parametrize("how", ["key by key", "in one step"])
-async def test_who_waits_goes_with_the_slot(open_queue: Any, site: Site, name: str, how: str) -> None:
+async def test_who_waits_goes_with_the_slot(open_queue: Any, site: Site, name: str, move: Any) -> None:
     """Idle consumers and watchers find the new owner by themselves, though nothing ends their connections."""
-    if how == "in one step" and site.kind != "valkey":
-        return
     target = another(site, name)
     async with open_queue() as consumer, open_queue() as watcher, anyio.create_task_group() as group:
         got: list[Any] = []
@@ -241,10 +228,7 @@ async def test_who_waits_goes_with_the_slot(open_queue: Any, site: Site, name: s
         while not states:
             await anyio.sleep(0.01)
         await anyio.sleep(0.3)
-        if how == "key by key":
-            await anyio.to_thread.run_sync(site.move_slot, key_of(name), target)
-        else:
-            await anyio.to_thread.run_sync(site.move_slot_whole, key_of(name), target)
+        await anyio.to_thread.run_sync(move, key_of(name), target)
         moved = time.monotonic()
         async with open_queue() as producer:
             await producer.enqueue("after the move")
