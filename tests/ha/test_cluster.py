@@ -11,7 +11,7 @@ import pytest
 import redis
 from ha.verbs import enqueue_until_it_works, every_verb
 from support import Pair, snapshot, wait_until
-from support.clusters import Node, Site, eventually
+from support.clusters import Node, Site
 
 from torrelque import Torrelque, TorrelqueRedisError
 
@@ -252,7 +252,6 @@ async def test_who_waits_goes_with_the_slot(open_queue: Any, site: Site, name: s
 async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Signals) -> None:
     """The owner of the slot ends, or falls silent with its connections open: everybody goes on at its replica."""
     site.heal()
-    before = site.primary(key_of(name))
     async with open_queue() as consumer, open_queue() as producer, anyio.create_task_group() as group:
         got: list[Any] = []
 
@@ -270,7 +269,7 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         await producer.enqueue("before")
         while not got:
             await anyio.sleep(0.01)
-        await anyio.to_thread.run_sync(eventually, lambda: before.admin.wait(1, 500) == 1)
+        before = await anyio.to_thread.run_sync(site.replicated, 1, key_of(name))
         await anyio.sleep(0.2)
         before.send(blow)
         struck = time.monotonic()

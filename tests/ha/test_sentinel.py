@@ -94,7 +94,6 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
     """The primary ends, or falls silent with its connections open: who waited gets the next task, who watched is told,
     and the sweeper goes on, all unaided."""
     site.heal()
-    before = site.primary()
     async with open_queue() as consumer, open_queue() as producer, anyio.create_task_group() as group:
         consumer.schedule_sweep(0.2)
         got: list[Any] = []
@@ -121,7 +120,7 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         while not (got and states):
             await anyio.sleep(0.01)
         # All that was acknowledged is on the replicas: what an asynchronous replication loses is another matter.
-        await anyio.to_thread.run_sync(eventually, lambda: before.admin.wait(2, 500) == 2)
+        before = await anyio.to_thread.run_sync(site.replicated, 2)
         await anyio.sleep(0.2)  # it blocks again
         before.send(blow)
         struck = time.monotonic()
@@ -152,7 +151,6 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
 async def test_a_demoted_primary_lets_go(open_queue: Any, site: Site) -> None:
     """A failover by hand: the old primary lives on as a replica and refuses writes, so a queue goes to the new one."""
     site.heal()
-    before = site.primary()
     async with open_queue() as queue, anyio.create_task_group() as group:
         got: list[Any] = []
 
@@ -167,7 +165,7 @@ async def test_a_demoted_primary_lets_go(open_queue: Any, site: Site) -> None:
         await queue.release((await queue.dequeue(5))[0])
         group.start_soon(consume)
         await anyio.sleep(0.2)
-        await anyio.to_thread.run_sync(eventually, lambda: before.admin.wait(2, 500) == 2)
+        before = await anyio.to_thread.run_sync(site.replicated, 2)
         # A sentinel takes a while to think well of a replica again.
         leader = site.sentinels[0].admin
         await anyio.to_thread.run_sync(eventually, lambda: leader.execute_command("SENTINEL", "FAILOVER", SERVICE))

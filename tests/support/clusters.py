@@ -299,6 +299,20 @@ class Site:
                         votes.append(_primaries(node)[slot])
         return self.node(max(set(votes), key=votes.count))
 
+    def replicated(self, replicas: int, key: bytes = b"written") -> Node:
+        """Wait until *replicas* have all that the primary has (of *key*), and return it.
+
+        Which node that is may change meanwhile: sentinels on a machine that stood still see the dead where there are
+        none.
+        """
+
+        def replicated() -> Node | None:
+            primary = self.primary(key)
+            primary.admin.set(key + b"written", 1)  # WAIT speaks of what its own connection has written
+            return primary if primary.admin.wait(replicas, 500) == replicas else None
+
+        return eventually(replicated)
+
     def replicas(self, primary: Node) -> list[Node]:
         info = primary.admin.info("replication")
         return [self.node(info[f"slave{i}"]["port"]) for i in range(info["connected_slaves"])]
