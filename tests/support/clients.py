@@ -76,7 +76,9 @@ class Program:
                 event = self._incoming.get(timeout=max(0.0, ends - time.monotonic()))
             except queues.Empty:
                 raise AssertionError(f"{self.language}: not in time; {self._told()}") from None
-            assert event is not None, f"{self.language}: ended before; {self._told()}"
+            if event is None:
+                self._read_up(ends)
+                raise AssertionError(f"{self.language}: ended before; {self._told()}")
             self.events.append(event)
             if wanted(event):
                 return event
@@ -94,8 +96,10 @@ class Program:
             except queues.Empty:
                 raise AssertionError(f"{self.language}: does not end; {self._told()}") from None
             if event is None:
-                return self.process.wait(BOUND)
+                break
             self.events.append(event)
+        self._read_up(ends)
+        return self.process.wait(BOUND)
 
     def ended_well(self) -> list[dict[str, Any]]:
         """Wait for the end, which must be a good one; returns all events."""
@@ -109,6 +113,12 @@ class Program:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+
+    def _read_up(self, ends: float) -> None:
+        """Wait until all that the program said is read: its complaints may be read later than the end of its events."""
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+            assert not thread.is_alive(), f"{self.language}: what it says does not end; {self._told()}"
 
     def _told(self) -> str:
         return f"events {self.events}; stderr {''.join(self.complaints)}"
