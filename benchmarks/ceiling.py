@@ -19,7 +19,7 @@ import redis.asyncio
 from rich.console import Console
 from rich.table import Table
 
-from torrelque import Torrelque, open_server
+from torrelque import Torrelque, TorrelqueDurability, open_server
 from torrelque.calls import Call
 from torrelque.codec import JSON
 from torrelque.drivers._redispy import RedisPyDriver
@@ -108,7 +108,7 @@ async def main() -> None:
                 server = (server_time(admin) - server) / TASKS * 1e6
         _, trip = await timed(lambda: round_trips(client.connection_pool.connection_kwargs["path"]))
         queue = Torrelque(client, queue="ceiling")
-        queue._build(AnswersAtOnce(client), "ceiling", JSON)  # the same queue, on another driver
+        queue._build(AnswersAtOnce(client), "ceiling", JSON, TorrelqueDurability())  # the same queue, on another driver
         async with queue:
             _, alone = await timed(lambda: work(queue))
         await client.aclose()

@@ -53,7 +53,7 @@ class Terms:
     default_lease: float
     keep: float
     grace: float
-    progress: Progress
+    progress: Progress | None = None
 
 
 @dataclass(slots=True)
@@ -180,7 +180,8 @@ class Audit:
     def _advance(self, looked: int, done: int) -> None:
         self._looked += looked
         self._done = min(self._done + done, self._total)
-        self._terms.progress(self._done, self._total)
+        if self._terms.progress is not None:
+            self._terms.progress(self._done, self._total)
 
     # The second pass
 

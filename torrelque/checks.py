@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes, urlencode, urlsplit
 
 from .errors import TorrelqueTypeError, TorrelqueValueError
-from .model import TorrelqueTaskId, TorrelqueTaskStatus
+from .model import TorrelqueDurability, TorrelqueTaskId, TorrelqueTaskStatus
+
+S = TypeVar("S")
 
 #: Ten years: beyond it a time is a mistake, and Redis' own arithmetic gets imprecise.
 MAX_SECONDS = 315_360_000.0
@@ -109,6 +111,34 @@ def flag(parameter: str, value: object) -> bool:
     return value
 
 
+def dead_letter(value: object, status: TorrelqueTaskStatus) -> bool:
+    """Check whether a task that ends with *status* becomes a dead letter."""
+    buried = flag("dead_letter", value)
+    if buried and status is not TorrelqueTaskStatus.REJECTED:
+        raise TorrelqueValueError(f"dead_letter goes with the status REJECTED, not with {status.name}")
+    return buried
+
+
+def function(parameter: str, value: object) -> None:
+    """Check what is to be called."""
+    if not callable(value):
+        raise TorrelqueTypeError(f"{parameter} must be callable, not {type(value).__name__}: {shown(value)}")
+
+
+def serialiser(value: S) -> S:
+    """Check what turns payloads and results into bytes and back."""
+    if not callable(getattr(value, "dumps", None)) or not callable(getattr(value, "loads", None)):
+        raise TorrelqueTypeError(f"serialiser must have dumps() and loads(): {shown(value)}")
+    return value
+
+
+def durability(value: object) -> TorrelqueDurability:
+    """Check what it means that a write returns."""
+    if not isinstance(value, TorrelqueDurability):
+        raise TorrelqueTypeError(f"durability must be a TorrelqueDurability: {shown(value)}")
+    return value
+
+
 def cursor(value: object) -> tuple[bytes, bytes]:
     """Check where a list of dead letters goes on: behind the one of this time and id."""
     if not isinstance(value, str):
@@ -150,12 +180,21 @@ def task_id(value: object, parameter: str = "task_id") -> bytes:
 
 def task_ids(values: object) -> list[Any]:
     """Check ids that name tasks, whose iterator is read to its end."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise TorrelqueTypeError(f"task_ids must be an iterable of ids, not {type(values).__name__}: {shown(values)}")
-    ids = list(values)
+    ids = _listed(values)
     for value in ids:
         task_id(value, "task_ids")
     return ids
+
+
+def encoded_task_ids(values: object) -> list[bytes] | None:
+    """Check ids that name tasks, and encode them; ``None`` is none in particular."""
+    return None if values is None else [task_id(value, "task_ids") for value in _listed(values)]
+
+
+def _listed(values: object) -> list[Any]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TorrelqueTypeError(f"task_ids must be an iterable of ids, not {type(values).__name__}: {shown(values)}")
+    return list(values)
 
 
 def new_task_id(value: object) -> str:

@@ -113,3 +113,8 @@ def first_error(group: BaseExceptionGroup[TorrelqueRedisError]) -> TorrelqueRedi
     """Find one error to tell of in a group that may be nested."""
     first = group.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def alone(errors: BaseExceptionGroup) -> BaseException:
+    """Unwrap an error: a task group wraps whatever passes it, and one error should leave as it came."""
+    return errors.exceptions[0] if len(errors.exceptions) == 1 else errors

@@ -11,7 +11,7 @@ from typing import Protocol
 from anyio import CancelScope, Event, create_task_group, current_time, fail_after, move_on_after
 from anyio.abc import TaskGroup
 
-from .errors import TorrelqueLookupError, TorrelqueRedisError
+from .errors import TorrelqueLookupError, TorrelqueRedisError, alone
 
 logger = logging.getLogger("torrelque")
 
@@ -62,8 +62,7 @@ async def keep_lease(
                 yield scope
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
-        # A task group wraps whatever passes it; one error leaves as it came.
-        failure = errors.exceptions[0] if len(errors.exceptions) == 1 else errors
+        failure = alone(errors)
     if failure is not None:
         raise failure
     if keeper.lost is not None and scope.cancelled_caught:

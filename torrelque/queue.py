@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
-from urllib.parse import quote_from_bytes
+from typing import Any, Literal, Self, overload
 
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group, current_time
 from anyio.abc import TaskStatus
@@ -18,32 +16,22 @@ from . import checks
 from .auditing import Audit, Terms
 from .background import Background
 from .batching import Coalescer
-from .calls import (
-    BOUND,
-    LETTERS_BOUND,
-    MAX_BYTES,
-    Call,
-    Calls,
-    Delivery,
-    Fields,
-    GivingUp,
-    Letter,
-    LettersStep,
-    Verdict,
-)
+from .bulk import encode_results, encode_tasks, portions
+from .calls import Call, Calls, Delivery, GivingUp, R, Verdict
 from .codec import JSON, Serialiser, encode
+from .dead_letters import DeadLetters
+from .decoding import Decoder
 from .drivers import Driver, driver_for, driver_for_url
 from .errors import (
     TorrelqueClosedError,
     TorrelqueDecodeError,
     TorrelqueError,
-    TorrelqueLeaseLostError,
     TorrelqueLookupError,
-    TorrelqueNotWorkingError,
     TorrelqueTimeoutError,
     TorrelqueTypeError,
-    TorrelqueValueError,
+    alone,
 )
+from .giving_up import giving_up
 from .inspecting import inspect, warn
 from .keys import NAMES, Keys
 from .leasing import keep_lease
@@ -60,14 +48,10 @@ from .model import (
     TorrelqueTaskState,
     TorrelqueTaskStatus,
 )
+from .settling import Settler, judge
 from .sweeping import Sweeper
 from .waiting import Room
 from .watching import Watches
-
-logger = logging.getLogger("torrelque")
-
-#: A payload, or a result, of which there may be none.
-B = TypeVar("B", bound=bytes | None)
 
 #: The durability of a queue that is told nothing.
 MEMORY = TorrelqueDurability()
@@ -163,22 +147,21 @@ class Torrelque:
         return self
 
     def _build(self, driver: Driver, queue: str, serialiser: Serialiser, durability: TorrelqueDurability) -> None:
-        if not callable(getattr(serialiser, "dumps", None)) or not callable(getattr(serialiser, "loads", None)):
-            raise TorrelqueTypeError(f"serialiser must have dumps() and loads(): {checks.shown(serialiser)}")
-        if not isinstance(durability, TorrelqueDurability):
-            raise TorrelqueTypeError(f"durability must be a TorrelqueDurability: {checks.shown(durability)}")
         spelled = Keys(checks.queue(queue), cluster=driver.cluster)
         self.keys = spelled.names
         self._name = queue
-        self._serialiser = serialiser
+        self._serialiser = checks.serialiser(serialiser)
         self._driver = driver
         self._calls = Calls(spelled)
-        driver.serve(spelled.pending, self._calls.assurance(durability))
+        driver.serve(spelled.pending, self._calls.assurance(checks.durability(durability)))
         self._background = Background(driver)
         self._coalescer = Coalescer(driver, self._background, lambda: checks.seconds("linger", self.linger))
         self._hub = Hub(driver, self._background)
         self._room = Room(driver, self._background, self._hub, spelled, self._calls, self._lease, lambda: self._policy)
         self._sweeper = Sweeper(self._coalescer, self._hub, spelled, self._calls, self._lease, self._look)
+        self._settler = Settler(self._coalescer, self._run)
+        self._decoder = Decoder(self._serialiser, self._lease)
+        self._dead_letters = DeadLetters(self._ask, self._calls, self._decoder)
         self._watches = Watches(driver, self._background, self._coalescer, self._hub, spelled, self._calls)
         self._policy: GivingUp | None = None
         self._schedule: CancelScope | None = None
@@ -217,8 +200,7 @@ class Torrelque:
                     finally:
                         await self._close()
             except BaseExceptionGroup as errors:
-                # A task group wraps whatever passes it; one error leaves as it came.
-                failure = errors.exceptions[0] if len(errors.exceptions) == 1 else errors
+                failure = alone(errors)
         if failure is not None:
             raise failure
 
@@ -235,18 +217,6 @@ class Torrelque:
 
     def _lease(self) -> float:
         return checks.positive_seconds("task_timeout", self.task_timeout)
-
-    def _giving_up(self) -> GivingUp | None:
-        keeps = checks.flag("dead_letter", self.dead_letter)
-        if self.max_attempts is None:
-            return None
-        attempts = checks.max_attempts(self.max_attempts)
-        kept = None if keeps else checks.positive_seconds("result_ttl", self.result_ttl)
-        known = self._policy
-        if known is not None and (known.attempts, known.keep) == (attempts, kept):
-            return known
-        reason = encode(self._serialiser, f"Not delivered again: max_attempts is {attempts}", "max_attempts")
-        return GivingUp(attempts, kept, reason)
 
     async def enqueue(
         self,
@@ -302,14 +272,12 @@ class Torrelque:
         """
         lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
         wait = 0.0 if delay is None else checks.seconds("delay", delay)
-        if not isinstance(tasks, Iterable):
-            raise TorrelqueTypeError(f"tasks must be an iterable, not {type(tasks).__name__}: {checks.shown(tasks)}")
-        bodies = [encode(self._serialiser, task, "tasks") for task in tasks]
+        bodies = encode_tasks(self._serialiser, tasks)
         ids = checks.new_task_ids(task_ids, len(bodies)) or [secrets.token_hex(16) for _ in bodies]
         added: list[bool] = []
-        for chunk in _chunks(list(zip(ids, bodies, strict=True))):
+        for portion in portions(ids, bodies):
             self._check_open()
-            added += await self._coalescer.run_many(self._calls.enqueue(chunk, lease, wait))
+            added += await self._coalescer.run_many(self._calls.enqueue(portion, lease, wait))
         return [TorrelqueEnqueuedId(task_id, not new) for task_id, new in zip(ids, added, strict=True)]
 
     async def _run(self, call: Call[Any], pipeline: Any) -> Any:
@@ -318,6 +286,11 @@ class Torrelque:
         if pipeline is not None:
             self._driver.stage(call, pipeline)
             return None
+        return await self._coalescer.run(call)
+
+    async def _ask(self, call: Call[R]) -> R:
+        """Run a call that goes on no pipeline."""
+        self._check_open()
         return await self._coalescer.run(call)
 
     @overload
@@ -356,24 +329,17 @@ class Torrelque:
         self._check_open()
         # A default that is nonsense is the caller's error, not one of the background.
         self._lease()
-        self._policy = self._giving_up()
+        self._policy = giving_up(self._serialiser, self.max_attempts, self.dead_letter, self.result_ttl, self._policy)
         deliveries = await self._room.dequeue(wanted, wait, room)
         if not deliveries:
             raise TorrelqueTimeoutError(f"No task came within {wait} s")
-        return self._decode(deliveries[0]) if max_tasks == 1 else self._decode_all(deliveries)
-
-    def _decode(self, delivery: Delivery) -> tuple[TorrelqueTaskId, Any]:
-        task_id = TorrelqueTaskId._of_delivery(delivery.task_id, delivery.count, delivery.lease, delivery.asked)
-        try:
-            return task_id, self._serialiser.loads(delivery.body)
-        except Exception as error:
-            raise TorrelqueDecodeError(task_id, delivery.body, "payload") from error
+        return self._decoder.task(deliveries[0]) if max_tasks == 1 else self._decode_all(deliveries)
 
     def _decode_all(self, deliveries: list[Delivery]) -> list[tuple[TorrelqueTaskId, Any]]:
         tasks: list[tuple[TorrelqueTaskId, Any]] = []
         for i, delivery in enumerate(deliveries):
             try:
-                tasks.append(self._decode(delivery))
+                tasks.append(self._decoder.task(delivery))
             except TorrelqueDecodeError:
                 self._room.hand_back(deliveries[:i] + deliveries[i + 1 :])
                 raise
@@ -405,7 +371,7 @@ class Torrelque:
         checks.task_id(task_id)
         wait = 0.0 if delay is None else checks.seconds("delay", delay)
         lease = None if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
-        await self._settle("requeue", task_id, self._calls.requeue(task_id, wait, lease), pipeline, strict)
+        await self._settler.settle("requeue", task_id, self._calls.requeue(task_id, wait, lease), pipeline, strict)
 
     async def release(
         self,
@@ -443,10 +409,10 @@ class Torrelque:
         checks.task_id(task_id)
         final = checks.final_status(status)
         keep = checks.positive_seconds("result_ttl", self.result_ttl if result_ttl is None else result_ttl)
-        buried = _is_buried(dead_letter, final)
+        buried = checks.dead_letter(dead_letter, final)
         body = None if result is None else encode(self._serialiser, result, "result")
         call = self._calls.release([(task_id, body)], final, None if buried else keep)
-        await self._settle("release", task_id, call, pipeline, strict)
+        await self._settler.settle("release", task_id, call, pipeline, strict)
 
     async def release_many(
         self,
@@ -479,57 +445,15 @@ class Torrelque:
         keep: float | None = checks.positive_seconds(
             "result_ttl", self.result_ttl if result_ttl is None else result_ttl
         )
-        if _is_buried(dead_letter, final):
+        if checks.dead_letter(dead_letter, final):
             keep = None
-        bodies = self._encode_results(results, len(ids))
+        bodies = encode_results(self._serialiser, results, len(ids))
         refusals: list[TorrelqueLookupError | None] = []
-        for chunk in _chunks(list(zip(ids, bodies, strict=True))):
-            refusals += await self._release_chunk(
-                [task_id for task_id, _ in chunk], self._calls.release(chunk, final, keep)
-            )
+        for portion in portions(ids, bodies):
+            self._check_open()
+            call = self._calls.release(portion, final, keep)
+            refusals += await self._settler.release_many([task_id for task_id, _ in portion], call)
         return refusals
-
-    def _encode_results(self, results: Iterable[Any] | None, count: int) -> list[bytes | None]:
-        if results is None:
-            return [None] * count
-        if not isinstance(results, Iterable):
-            shown = checks.shown(results)
-            raise TorrelqueTypeError(f"results must be an iterable, not {type(results).__name__}: {shown}")
-        bodies = [None if result is None else encode(self._serialiser, result, "results") for result in results]
-        if len(bodies) != count:
-            raise TorrelqueValueError(f"results must be {count}, one for each task, not {len(bodies)}")
-        return bodies
-
-    async def _release_chunk(self, task_ids: list[str], call: Call[Verdict]) -> list[TorrelqueLookupError | None]:
-        self._check_open()
-        held = [(task_id, task_id._settled) for task_id in task_ids if isinstance(task_id, TorrelqueTaskId)]
-        for task_id, _ in held:
-            task_id._settled = True  # before it is sent, as in _settle
-        verdicts: list[Verdict] = []
-        try:
-            verdicts = await self._coalescer.run_many(call)
-        finally:
-            for task_id, settled in held:
-                task_id._settled = settled
-            for said, each in zip(verdicts, task_ids, strict=False):
-                if said is Verdict.APPLIED and isinstance(each, TorrelqueTaskId):
-                    each._settled = True
-        return [_judge("release", *pair, strict=False) for pair in zip(task_ids, verdicts, strict=True)]
-
-    async def _settle(self, operation: str, task_id: str, call: Call[Verdict], pipeline: Any, strict: bool) -> None:
-        if not isinstance(task_id, TorrelqueTaskId):
-            _judge(operation, task_id, await self._run(call, pipeline), strict)
-            return
-        settled = task_id._settled
-        # Said before it is sent, for a renewal of the lease may be answered before this call returns.
-        task_id._settled = True
-        try:
-            verdict = await (self._coalescer.run(call) if pipeline is None else self._run(call, pipeline))
-            settled = settled or verdict is None or verdict is Verdict.APPLIED
-        finally:
-            task_id._settled = settled
-        if verdict is not Verdict.APPLIED:
-            _judge(operation, task_id, verdict, strict)
 
     async def extend(self, task_id: str, task_timeout: float | None = None) -> float:
         """Let the lease of a working task end a full length from now, whatever was left of it.
@@ -553,7 +477,7 @@ class Torrelque:
         self._check_open()
         ends = await run(self._calls.extend(task_id, lease, self._lease()))
         if isinstance(ends, Verdict):
-            _judge("extend", task_id, ends, strict=True)
+            judge("extend", task_id, ends, strict=True)
         return float(ends)
 
     def lease(
@@ -597,29 +521,10 @@ class Torrelque:
         :raises TorrelqueRedisError: Redis failed
         """
         encoded = checks.task_id(task_id)
-        fields = await self._run(self._calls.state(encoded), None)
+        fields = await self._ask(self._calls.state(encoded))
         if fields[0] is None:
             raise TorrelqueLookupError(f"Task {task_id} is unknown")
-        return self._state(task_id, fields)
-
-    def _state(self, task_id: str, fields: Fields) -> TorrelqueTaskState:
-        status, timeout, result, dequeues, requeues, *times = fields
-        try:
-            value = None if result is None else self._serialiser.loads(result)
-        except Exception as error:
-            raise TorrelqueDecodeError(task_id, result or b"", "result") from error
-        enqueued, dequeued, requeued, released = (_number(text) for text in times)
-        return TorrelqueTaskState(
-            status=_status(task_id, status),
-            timeout=_number(timeout) or self._lease(),
-            result=value,
-            dequeue_count=int(_number(dequeues) or 0),
-            requeue_count=int(_number(requeues) or 0),
-            enqueue_time=enqueued or 0.0,
-            last_dequeue_time=dequeued,
-            last_requeue_time=requeued,
-            release_time=released,
-        )
+        return self._decoder.state(task_id, fields)
 
     async def get_queue_stats(self) -> TorrelqueQueueStats:
         """Count the tasks of the queue, all at one moment.
@@ -627,8 +532,7 @@ class Torrelque:
         :returns: the counts
         :raises TorrelqueRedisError: Redis failed
         """
-        self._check_open()
-        return await self._coalescer.run(self._calls.stats())
+        return await self._ask(self._calls.stats())
 
     async def dead_letters(
         self, limit: int = 100, *, after: str | None = None, max_bytes: int | None = None
@@ -648,44 +552,7 @@ class Torrelque:
         wanted = checks.count("limit", limit)
         place = None if after is None else checks.cursor(after)
         room = math.inf if max_bytes is None else checks.max_bytes(max_bytes)
-        letters: list[TorrelqueDeadLetter] = []
-        while len(letters) < wanted:
-            page = await self._run(self._calls.dead_letters(wanted - len(letters), place), None)
-            for letter in page:
-                room -= len(letter.body or b"")
-                if letters and room < 0:
-                    return letters
-                letters.append(self._letter(letter))
-            if not page:
-                break
-            place = page[-1].time, page[-1].task_id
-        return letters
-
-    def _letter(self, letter: Letter) -> TorrelqueDeadLetter:
-        task_id = letter.task_id.decode(errors="replace")
-        reason, dequeues, requeues, *times = letter.fields
-        enqueued, dequeued, requeued = (_number(text) for text in times)
-        return TorrelqueDeadLetter(
-            task_id=task_id,
-            task=self._readable(task_id, letter.body or b"", "payload"),
-            reason=None if reason is None else self._readable(task_id, reason, "result"),
-            dequeue_count=int(_number(dequeues) or 0),
-            requeue_count=int(_number(requeues) or 0),
-            enqueue_time=enqueued or 0.0,
-            last_dequeue_time=dequeued,
-            last_requeue_time=requeued,
-            release_time=float(letter.time),
-            cursor=f"{letter.time.decode()}/{quote_from_bytes(letter.task_id, safe='')}",
-        )
-
-    def _readable(self, task_id: str, body: bytes, what: str) -> Any:
-        """Decode what stands in a dead letter; one that cannot be read must not hide the others."""
-        try:
-            return self._serialiser.loads(body)
-        except Exception as error:
-            unreadable = TorrelqueDecodeError(task_id, body, what)
-            unreadable.__cause__ = error
-            return unreadable
+        return await self._dead_letters.read(wanted, place, room)
 
     async def count_dead_letters(self) -> int:
         """Count the dead letters.
@@ -693,7 +560,7 @@ class Torrelque:
         :returns: how many there are
         :raises TorrelqueRedisError: Redis failed
         """
-        return int(await self._run(self._calls.count_dead_letters(), None))
+        return await self._ask(self._calls.count_dead_letters())
 
     async def requeue_dead_letters(self, task_ids: Iterable[str] | None = None) -> int:
         """Give dead letters back to the queue, where they go to the tail, the oldest first.
@@ -706,7 +573,9 @@ class Torrelque:
         :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueRedisError: Redis failed; what was requeued until then stays so
         """
-        return await self._over_dead_letters(self._calls.requeue_dead_letters, task_ids)
+        ids = checks.encoded_task_ids(task_ids)
+        self._check_open()
+        return await self._dead_letters.requeue(ids)
 
     async def purge_dead_letters(self, task_ids: Iterable[str] | None = None) -> int:
         """Remove dead letters for good, with all that is known about them.
@@ -717,30 +586,9 @@ class Torrelque:
         :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueRedisError: Redis failed; what was removed until then stays so
         """
-        return await self._over_dead_letters(self._calls.purge_dead_letters, task_ids)
-
-    async def _over_dead_letters(
-        self, call: Callable[[Sequence[bytes], bytes, int], Call[LettersStep]], task_ids: Iterable[str] | None
-    ) -> int:
-        """Requeue or purge dead letters, in scripts of bounded size."""
-        done = passed = 0
-        if task_ids is not None:
-            ids = [checks.task_id(task_id) for task_id in checks.task_ids(task_ids)]
-            self._check_open()
-            while ids:
-                step = await self._run(call(ids[:LETTERS_BOUND], b"", 0), None)
-                done += step.done
-                ids = ids[step.looked :]
-            return done
-        until = b""
-        while True:
-            step = await self._run(call((), until, passed), None)
-            if not step.looked:
-                return done
-            # What is given up meanwhile is not meant: it could go on like this for ever.
-            until = step.until
-            done += step.done
-            passed += step.looked - step.done
+        ids = checks.encoded_task_ids(task_ids)
+        self._check_open()
+        return await self._dead_letters.purge(ids)
 
     async def check(
         self, *, repair: bool = False, grace: float = 2.0, progress: Callable[[int, int], None] | None = None
@@ -763,14 +611,11 @@ class Torrelque:
         """
         wait = checks.seconds("grace", grace)
         keep = checks.positive_seconds("result_ttl", self.result_ttl)
-        if not isinstance(repair, bool):
-            raise TorrelqueTypeError(f"repair must be a bool, not {type(repair).__name__}: {checks.shown(repair)}")
-        if progress is not None and not callable(progress):
-            raise TorrelqueTypeError(
-                f"progress must be callable, not {type(progress).__name__}: {checks.shown(progress)}"
-            )
+        checks.flag("repair", repair)
+        if progress is not None:
+            checks.function("progress", progress)
         self._check_open()
-        terms = Terms(repair, self._lease(), keep, wait, progress or _ignore)
+        terms = Terms(repair, self._lease(), keep, wait, progress)
         return await Audit(self._coalescer, self._calls, terms).run()
 
     async def inspect_server(self) -> TorrelqueServerReport:
@@ -815,7 +660,7 @@ class Torrelque:
         watcher = await self._watches.open(encoded, timeout)
         try:
             while (fields := await watcher.next()) is not None:
-                state = self._state(task_id, fields)
+                state = self._decoder.state(task_id, fields)
                 yield state
                 if state.status.isfinal():
                     return
@@ -873,62 +718,6 @@ class Torrelque:
         scope, self._schedule = self._schedule, None
         if scope is not None:
             scope.cancel()
-
-
-def _ignore(done: int, total: int) -> None:
-    pass
-
-
-def _is_buried(dead_letter: bool, status: TorrelqueTaskStatus) -> bool:
-    if checks.flag("dead_letter", dead_letter) and status is not TorrelqueTaskStatus.REJECTED:
-        raise TorrelqueValueError(f"dead_letter goes with the status REJECTED, not with {status.name}")
-    return dead_letter
-
-
-def _judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> TorrelqueLookupError | None:
-    """Turn a verdict into nothing, a warning or an error; a call on a pipeline has none yet."""
-    if verdict is None or verdict is Verdict.APPLIED:
-        return None
-    errors = {
-        Verdict.UNKNOWN: TorrelqueLookupError(f"Task {task_id} is unknown"),
-        Verdict.NOT_WORKING: TorrelqueNotWorkingError(task_id),
-        Verdict.LEASE_LOST: TorrelqueLeaseLostError(task_id),
-    }
-    if strict:
-        raise errors[verdict]
-    logger.warning("Inconsistent %s, nothing was changed: %s", operation, errors[verdict])
-    return errors[verdict]
-
-
-def _status(task_id: str, text: bytes | None) -> TorrelqueTaskStatus:
-    try:
-        return TorrelqueTaskStatus(int(text or b""))
-    except ValueError:
-        raise TorrelqueError(f"The stored status of task {task_id} is none: {checks.shown(text)}") from None
-
-
-def _number(text: bytes | None) -> float | None:
-    """Read a stored number; what others stored may be none, or not finite."""
-    try:
-        number = math.nan if text is None else float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _chunks(items: list[tuple[str, B]]) -> Iterable[list[tuple[str, B]]]:
-    """Cut items into portions for one script each, by number and by bytes."""
-    chunk: list[tuple[str, B]] = []
-    size = 0
-    for item in items:
-        length = 0 if item[1] is None else len(item[1])
-        if chunk and (len(chunk) == BOUND or size + length > MAX_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += length
-    if chunk:
-        yield chunk
 
 
 __all__ = ["SweepReport", "Torrelque"]

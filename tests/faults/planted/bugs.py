@@ -51,7 +51,7 @@ _WEAKNESSES = (
         "A falsy payload counts as none",
         [
             in_python(
-                "torrelque.queue:Torrelque._decode",
+                "torrelque.decoding:Decoder.task",
                 "return task_id, self._serialiser.loads(delivery.body)",
                 "return task_id, self._serialiser.loads(delivery.body) or {}['no payload']",
             )
@@ -65,8 +65,8 @@ _WEAKNESSES = (
             in_python(
                 "torrelque.queue:Torrelque.release",
                 "    body = None if result is None",
-                "    await self._settle('release', task_id, self._calls.release([(task_id, None)], final, keep),"
-                " pipeline, strict)\n    body = None if result is None",
+                "    await self._settler.settle('release', task_id, self._calls.release([(task_id, None)], final,"
+                " keep), pipeline, strict)\n    body = None if result is None",
             )
         ],
         [U01 + "test_u05_a_result_that_cannot_be_serialised_stages_nothing"],
@@ -332,7 +332,7 @@ _WEAKNESSES = (
     Bug(
         "u34-only-logged",
         "A settlement that could not be applied returns as if it had been",
-        [in_python("torrelque.queue:_judge", "    if strict:\n", "    if False:\n")],
+        [in_python("torrelque.settling:judge", "    if strict:\n", "    if False:\n")],
     ),
     Bug(
         "u34-stats",
