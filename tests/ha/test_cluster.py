@@ -269,8 +269,8 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         await producer.enqueue("before")
         while not got:
             await anyio.sleep(0.01)
-        before = await anyio.to_thread.run_sync(site.replicated, 1, key_of(name))
         await anyio.sleep(0.2)
+        before = await anyio.to_thread.run_sync(site.replicated, 1, key_of(name))
         before.send(blow)
         struck = time.monotonic()
         await enqueue_until_it_works(producer, "after", "after")

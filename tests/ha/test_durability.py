@@ -58,7 +58,7 @@ async def without_replica(site: Site) -> AsyncGenerator[None]:
 async def test_writes_are_on_the_replicas(open_queue: Any, site: Site, name: str) -> None:
     """A write that has returned is on both replicas in this very moment."""
     replicas = site.replicas(site.primary())
-    async with open_queue(durability=ON_TWO) as queue:
+    async with open_queue(durability=TorrelqueDurability(replicas=2)) as queue:
         for i in range(20):
             task_id = await queue.enqueue(i)
             assert all(replica.admin.hexists(queue.keys["tasks"], task_id) for replica in replicas)

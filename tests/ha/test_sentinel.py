@@ -119,9 +119,9 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         await producer.enqueue("before")
         while not (got and states):
             await anyio.sleep(0.01)
+        await anyio.sleep(0.2)  # it blocks again
         # All that was acknowledged is on the replicas: what an asynchronous replication loses is another matter.
         before = await anyio.to_thread.run_sync(site.replicated, 2)
-        await anyio.sleep(0.2)  # it blocks again
         before.send(blow)
         struck = time.monotonic()
         await enqueue_until_it_works(producer, "after", "after")

@@ -24,6 +24,10 @@ SERVICE = "jobs"
 #: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead. A busy machine is
 #: silent for less, and a failover for nothing upsets the next.
 SENTINEL_DOWN, NODE_DOWN = 1000, 1000
+#: Milliseconds between what sentinels do now and then. They ping once a second unless told otherwise, and count from
+#: the moment in which they hear of a server: each new primary would be late with its first answer. And one that stood
+#: still for two seconds would do nothing for another thirty (TILT).
+_SENTINEL_PACE = {"PING-PERIOD": 250, "INFO-PERIOD": 1000, "PUBLISH-PERIOD": 500, "TILT-PERIOD": 1000}
 _SLOTS = 16384
 _COMMON = {
     "protected-mode": "no",
@@ -185,11 +189,10 @@ class Network:
                  f"link set {cable} master {self._name} up")  # fmt: skip
         self._ip(f"addr add {node.host}/24 dev eth0", "link set eth0 up", "link set lo up", netns=node.netns)
 
-    def cut_off(self, node: Node, *with_it: Node) -> None:
-        """Part nodes from all others, in both directions; clients still reach everybody."""
-        inside = [node, *with_it]
-        outside = [each for each in self._members if each not in inside]
-        for near, far in ((inside, outside), (outside, inside)):
+    def cut_off(self, node: Node) -> None:
+        """Part a node from all others, in both directions; clients still reach everybody."""
+        others = [each for each in self._members if each is not node]
+        for near, far in (([node], others), (others, [node])):
             for each in near:
                 self._ip(*(f"route add blackhole {other.host}/32" for other in far), netns=each.netns)
                 self._cut += [(each.netns, other.host) for other in far]
@@ -252,38 +255,47 @@ class Site:
                 node.send(signal.SIGCONT)
         self.settle()
 
-    def _demote(self) -> bool:
-        """Make replicas of all but one. Sentinels would do it, but take eight seconds to make sure."""
-        if not self.sentinels:
-            return True
-        known = {sentinel.admin.sentinel_get_master_addr_by_name(SERVICE) for sentinel in self.sentinels}
-        if len(known) != 1:
-            return False
-        (host, port) = known.pop()
+    def _undoubted(self) -> Node | None:
+        """Find the primary of which all sentinels think well: none of them is about to make another."""
+        states = [sentinel.admin.sentinel_master(SERVICE) for sentinel in self.sentinels]
+        known = {(state["port"], state["flags"]) for state in states}
+        (port, flags) = known.pop()
+        return None if known or flags != "master" else self.node(port)
+
+    def _follow(self, primary: Node) -> None:
+        """Make all others its replicas. Sentinels would do it, but take a while to make sure."""
         for node in self.nodes:
-            if node.port != port and node.admin.info("replication")["role"] == "master":
-                node.admin.replicaof(host, port)
-        return True
+            if node is not primary and node.admin.info("replication").get("master_port") != primary.port:
+                node.admin.replicaof(primary.host, primary.port)
 
     def settle(self) -> None:
-        """Wait until there is a primary with all its replicas, and everybody knows it."""
-        eventually(lambda: self._demote() and self._is_settled(), 40)
+        """Wait until there is a primary with all its replicas, and everybody knows it and thinks well of all."""
+        eventually(self._is_settled, 40)
 
     def _is_settled(self) -> bool:
         if self.sentinels:
-            known = {sentinel.admin.sentinel_get_master_addr_by_name(SERVICE) for sentinel in self.sentinels}
-            return len(known) == 1 and self._is_complete(self.node(known.pop()[1]), len(self.nodes) - 1)
+            primary = self._undoubted()
+            if primary is None:
+                return False
+            self._follow(primary)
+            return self._is_complete(primary, len(self.nodes) - 1) and all(map(self._may_promote, self.sentinels))
         primaries = {tuple(sorted(_primaries(node).items())) for node in self.nodes}
         if len(primaries) != 1 or any(node.admin.cluster("INFO")["cluster_state"] != "ok" for node in self.nodes):
             return False
         owners = {self.node(port) for _, port in primaries.pop()}
         return len(owners) >= 3 and all(self._is_complete(node, 1) for node in owners)
 
-    @staticmethod
-    def _is_complete(node: Node, replicas: int) -> bool:
-        info = node.admin.info("replication")
-        online = [info[f"slave{i}"]["state"] for i in range(info["connected_slaves"])]
-        return info["role"] == "master" and online.count("online") >= replicas
+    def _may_promote(self, sentinel: Node) -> bool:
+        """Whether a sentinel would take any of the replicas for the next primary."""
+        replicas = sentinel.admin.sentinel_slaves(SERVICE)
+        good = [each for each in replicas if (each["flags"], each["master-link-status"]) == ("slave", "ok")]
+        return len(good) == len(self.nodes) - 1
+
+    def _is_complete(self, primary: Node, replicas: int) -> bool:
+        if primary.admin.info("replication")["role"] != "master":
+            return False
+        links = [node.admin.info("replication").get("master_link_status") for node in self.replicas(primary)]
+        return links.count("up") >= replicas
 
     def primary(self, key: bytes = b"") -> Node:
         """Find the primary, in a cluster the one of *key*, as most of those see it who can be asked."""
@@ -297,6 +309,8 @@ class Site:
                     else:
                         slot = node.admin.execute_command("CLUSTER", "KEYSLOT", key)
                         votes.append(_primaries(node)[slot])
+        if not votes:
+            raise redis.ConnectionError("nobody tells where the primary is")
         return self.node(max(set(votes), key=votes.count))
 
     def replicated(self, replicas: int, key: bytes = b"written") -> Node:
@@ -307,15 +321,19 @@ class Site:
         """
 
         def replicated() -> Node | None:
+            if not self._is_settled():
+                return None
             primary = self.primary(key)
             primary.admin.set(key + b"written", 1)  # WAIT speaks of what its own connection has written
             return primary if primary.admin.wait(replicas, 500) == replicas else None
 
-        return eventually(replicated)
+        return eventually(replicated, 40)
 
     def replicas(self, primary: Node) -> list[Node]:
+        """Find those that the primary has brought up to date."""
         info = primary.admin.info("replication")
-        return [self.node(info[f"slave{i}"]["port"]) for i in range(info["connected_slaves"])]
+        known = [info[f"slave{i}"] for i in range(info["connected_slaves"])]
+        return [self.node(each["port"]) for each in known if each["state"] == "online"]
 
     def move_slot(self, key: bytes, target: Node, *, pause: Callable[[], object] = lambda: None) -> None:
         """Move the slot of *key* key by key, as ``redis-cli --cluster reshard`` does; *pause* is called half-way."""
@@ -399,6 +417,8 @@ def open_sentinel(
                 "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 1000, "parallel-syncs": 2,
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
+            paces = [word for pair in _SENTINEL_PACE.items() for word in pair]
+            sentinel.admin.execute_command("SENTINEL", "DEBUG", *paces)
         eventually(lambda: all(_sees_others(sentinel, replicas) for sentinel in sentinels))
         site.settle()
         yield site
