@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import random
 import socket
@@ -24,6 +25,9 @@ STREAMS, RESETS, PINGS = 100, 1000, 200
 #: Streams, resets and pings a second. A process of the server gets through some thousands of calls in a second, also of
 #: those that are taken back: a flood beyond that delays everybody, which is for limits in front of the server.
 PACE = 2_000
+#: Who is late makes up for so many seconds of it at once. With more, strangers whom the machine had kept waiting would
+#: send a burst of any height.
+CAUGHT_UP = 0.02
 #: Bytes of zeros, which come in a thousandth of them.
 BOMB = 32 << 20
 
@@ -42,13 +46,18 @@ class Site:
         return host, int(port)
 
     def wire(self) -> Wire:
-        context = ssl.create_default_context(cadata=self.ca)
-        context.set_alpn_protocols(["h2"])
-        return Wire(self.address, secure=context)
+        return Wire(self.address, secure=_trusting(self.ca))
 
     def channel(self) -> grpc.Channel:
         options = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.ca.encode()), options)
+
+
+@functools.cache
+def _trusting(ca: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=ca)
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def _paths() -> Iterator[str]:
@@ -61,10 +70,13 @@ class Pace:
     """Holds a flood to its rate."""
 
     def __init__(self) -> None:
-        self._begun = time.monotonic()
+        self._due = time.monotonic()
 
-    def keep(self, sent: int) -> None:
-        time.sleep(max(0.0, self._begun + sent / PACE - time.monotonic()))
+    def keep(self, more: int = 1) -> None:
+        """Wait as long as so many more take."""
+        now = time.monotonic()
+        self._due = max(self._due, now - CAUGHT_UP) + more / PACE
+        time.sleep(max(0.0, self._due - now))
 
 
 def headers_only(site: Site, count: int) -> int:
@@ -77,7 +89,7 @@ def headers_only(site: Site, count: int) -> int:
                 if not wire.send(frame(HEADERS, END_HEADERS, stream, block(next(paths)))):
                     break
                 sent += 1
-                pace.keep(sent)
+                pace.keep()
         time.sleep(2)
     return sent
 
@@ -95,7 +107,7 @@ def resets(site: Site, count: int) -> int:
                 if not wire.send(part):
                     break
                 sent += 10
-                pace.keep(sent)
+                pace.keep(10)
     return sent
 
 
@@ -108,7 +120,7 @@ def pings(site: Site, count: int) -> int:
                 if not wire.send(frame(PING, 0, 0, struct.pack(">Q", number))):
                     break
                 sent += 1
-                pace.keep(sent)
+                pace.keep()
     return sent
 
 
@@ -190,16 +202,26 @@ def bypass(site: Site, count: int, granted: str, queues: list[str], seed: int) -
     return count, inside
 
 
-def attack(
-    site: Site, counts: dict[str, int], granted: str, queues: list[str], seed: int
-) -> tuple[dict[str, int], list[str]]:
+@dataclass(frozen=True)
+class Deeds:
+    """What strangers have done."""
+
+    done: dict[str, int]
+    resets_a_second: float
+    inside: list[str]
+    """Who was let in."""
+
+
+def attack(site: Site, counts: dict[str, int], granted: str, queues: list[str], seed: int) -> Deeds:
     """Do all of it, one after the other, with idle sockets all the while; for a process of its own."""
     done: dict[str, int] = {}
     with idle(site, counts["idle sockets"]) as done["idle sockets"]:
         done["streams of headers"] = headers_only(site, counts["streams of headers"])
+        began = time.monotonic()
         done["rapid resets"] = resets(site, counts["rapid resets"])
+        rate = done["rapid resets"] / (time.monotonic() - began)
         done["pings"] = pings(site, counts["pings"])
         done["TLS garbage"] = garbage(site, counts["TLS garbage"], seed)
         done["gzip bombs"] = bombs(site, counts["gzip bombs"])
         done["bypass attempts"], inside = bypass(site, counts["bypass attempts"], granted, queues, seed)
-    return done, inside
+    return Deeds(done, rate, inside)
