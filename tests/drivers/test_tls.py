@@ -16,10 +16,10 @@ import redis.asyncio
 import trustme
 from anyio.abc import SocketStream
 from anyio.from_thread import start_blocking_portal
-from anyio.streams.tls import TLSListener, TLSStream
+from anyio.streams.tls import TLSStream
 from support import Pair, Server
 
-from torrelque import Torrelque, TorrelqueUnavailableError
+from torrelque import Torrelque, TorrelqueTimeoutError, TorrelqueUnavailableError
 from torrelque.drivers import _lines, _redispy
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +32,8 @@ class Door:
     url: str = ""
     authority: str = ""
     connections: list[TLSStream] = field(default_factory=list)
+    #: Whoever comes now is sent away before a word was said.
+    shut: bool = False
 
 
 async def relay(source: Any, target: Any) -> None:
@@ -52,7 +54,15 @@ async def open_door(path: str, authority: trustme.CA, folder: Path) -> AsyncGene
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
     door = Door(authority=str(folder / "authority.pem"))
 
-    async def serve(client: TLSStream) -> None:
+    async def serve(caller: SocketStream) -> None:
+        if door.shut:
+            await anyio.aclose_forcefully(caller)
+            return
+        try:
+            client = await TLSStream.wrap(caller, server_side=True, ssl_context=context, standard_compatible=False)
+        except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError):  # who does not trust the authority
+            await anyio.aclose_forcefully(caller)
+            return
         door.connections.append(client)
         server: SocketStream = await anyio.connect_unix(path)
         async with client, server, anyio.create_task_group() as group:
@@ -60,10 +70,9 @@ async def open_door(path: str, authority: trustme.CA, folder: Path) -> AsyncGene
             group.start_soon(relay, server, client)
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    secure = TLSListener(listener, context, standard_compatible=False)
     door.url = f"rediss://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}/0"
-    async with secure, anyio.create_task_group() as group:
-        group.start_soon(secure.serve, serve)
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, serve)
         yield door
         group.cancel_scope.cancel()
 
@@ -133,3 +142,24 @@ async def test_an_unknown_authority(door: Door, pair: Pair, name: str, tmp_path:
     async with open_secure_queue(Door(door.url, str(other)), pair, name) as queue:
         with anyio.fail_after(10), pytest.raises(TorrelqueUnavailableError):
             await queue.enqueue("t")
+
+
+async def test_a_server_that_hangs_up_at_once(door: Door, pair: Pair, name: str) -> None:
+    """Who is sent away before TLS stands, as by a server that just ends, cannot reach it: the queue goes on later."""
+    async with open_secure_queue(door, pair, name) as queue:
+        door.shut = True
+        with anyio.fail_after(10), pytest.raises(TorrelqueUnavailableError):
+            await queue.enqueue("t")
+        door.shut = False
+        # The connections that block and subscribe are made later than those of the calls.
+        task_id = await queue.enqueue("watched", delay=3600)
+        door.shut = True
+        with anyio.fail_after(10):
+            with pytest.raises((TorrelqueUnavailableError, TorrelqueTimeoutError)):
+                await queue.dequeue(0.5)
+            with pytest.raises((TorrelqueUnavailableError, TorrelqueTimeoutError)):
+                async for _ in queue.watch(task_id, timeout=0.5):
+                    pass
+            door.shut = False
+            await queue.enqueue("later")
+            assert (await queue.dequeue(5))[1] == "later"

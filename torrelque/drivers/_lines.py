@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from anyio import Semaphore, connect_tcp, connect_unix, create_task_group, current_time, fail_after
+from anyio import (
+    BrokenResourceError,
+    EndOfStream,
+    Semaphore,
+    connect_tcp,
+    connect_unix,
+    create_task_group,
+    current_time,
+    fail_after,
+)
 from anyio.abc import ByteStream, SocketAttribute
 from coredis import exceptions as theirs
 from coredis.credentials import UserPassCredentialProvider
@@ -170,7 +179,10 @@ async def _connect(place: Place, settings: Mapping[str, Any]) -> ByteStream:
         return await connect_unix(place.path)
     context = settings.get("ssl_context")
     if context is not None:
-        return await connect_tcp(place.host, place.port, ssl_context=context, tls_standard_compatible=False)
+        try:
+            return await connect_tcp(place.host, place.port, ssl_context=context, tls_standard_compatible=False)
+        except (EndOfStream, BrokenResourceError) as error:
+            raise ConnectionError("the connection is lost before TLS stands") from error
     stream = await connect_tcp(place.host, place.port)
     if settings.get("socket_keepalive"):
         raw = stream.extra(SocketAttribute.raw_socket)
