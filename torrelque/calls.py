@@ -181,6 +181,8 @@ class LettersStep:
     done: int
     looked: int
     """So many were looked at, in order."""
+    left: int
+    """So many of these were left alone."""
     until: bytes
     """The time of the newest that are meant."""
 
@@ -513,10 +515,10 @@ def _read_letters(reply: Reply) -> list[Letter]:
 
 def _read_letters_step(reply: Reply) -> LettersStep:
     """Read the answer of a script that requeues or purges dead letters."""
-    done, looked, until = reply
-    if not 0 <= int(done) <= int(looked) or not float(until) >= 0:
+    done, looked, left, until = reply
+    if not 0 <= int(done) <= int(looked) - int(left) <= int(looked) or not float(until) >= 0:
         raise ValueError(reply)
-    return LettersStep(int(done), int(looked), until)
+    return LettersStep(int(done), int(looked), int(left), until)
 
 
 def _read_stats(reply: Reply) -> TorrelqueQueueStats:

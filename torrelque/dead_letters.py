@@ -75,4 +75,4 @@ class DeadLetters:
             # What is given up meanwhile is not meant: it could go on like this for ever.
             until = step.until
             done += step.done
-            passed += step.looked - step.done
+            passed += step.left

@@ -557,6 +557,23 @@ async def test_nowhere_must_be_proven(open_queue: Any, stored: Stored) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_cut_out_of_the_head_and_the_middle(open_queue: Any, stored: Stored) -> None:
+    """What stands at the head of a long list and in its middle is cut out of both, and nothing else is lost."""
+    calls = Calls(Keys(stored.name))
+    names = [f"t{n}" for n in range(45_000)]
+    for place in (22_400, 22_300, 0):
+        names.insert(place, "x")
+    async with open_queue() as queue:
+        await queue.enqueue("x", task_id="x")
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key("pending"), *names)
+        mended = run(stored, calls.mend([Doubt(b"x", b"twice")], 300, 60, ([0, 22_250], [])))
+        assert mended == Mended((2, 0), [b"twice"])
+        left = stored.admin.lrange(stored.key("pending"), 0, -1)
+        assert Counter(left) == Counter(task_id.encode() for task_id in {*names})
+
+
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
 async def test_only_what_was_doubted_is_mended(open_queue: Any, stored: Stored) -> None:
     """What a first look has not found is left to the next check: nothing is believed that is seen once."""
     calls = Calls(Keys(stored.name))

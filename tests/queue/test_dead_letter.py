@@ -331,6 +331,15 @@ async def test_all_or_some_are_requeued_or_purged(open_queue: Any, admin: Redis,
     assert admin.keys(f"{name}:*") == []
 
 
+async def test_letters_without_a_payload_hide_no_others(open_queue: Any, admin: Redis, name: str) -> None:
+    """What a foreign hand has robbed of its payload goes for good, and all others are requeued."""
+    async with open_queue() as queue:
+        ids = await bury(queue, 400)
+        admin.hdel(f"{name}:dead:payloads", *ids[5:10])
+        assert await queue.requeue_dead_letters() == 395
+        assert await queue.count_dead_letters() == 0
+
+
 async def test_all_are_those_at_the_beginning(open_queue: Any) -> None:
     """Requeueing all ends although a consumer kills them again as fast as they come."""
     async with open_queue() as queue:

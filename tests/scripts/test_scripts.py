@@ -581,36 +581,36 @@ ANEW_A = {**ANEW, "dequeue_count": "7", "requeue_count": "7", "forgiven": "7"}
 
 @_rows(
     ("all", REQUEUE_DEAD_LETTERS, DEAD, ("", "0", "9"),
-     Data(pending="abc", states={"a": ANEW_A, "b": ANEW, "c": ANEW}), [3, 3]),
+     Data(pending="abc", states={"a": ANEW_A, "b": ANEW, "c": ANEW}), [3, 3, 0]),
     ("the oldest", REQUEUE_DEAD_LETTERS, DEAD, ("", "0", "1"),
-     Data(pending="a", dead={"b": -2, "c": -1}, states={"a": ANEW_A}), [1, 1]),
+     Data(pending="a", dead={"b": -2, "c": -1}, states={"a": ANEW_A}), [1, 1, 0]),
     ("behind the tail", REQUEUE_DEAD_LETTERS, Data(pending="x", dead={"a": -1}), ("", "0", "9"),
-     Data(pending="xa", states={"a": ANEW}), [1, 1]),
+     Data(pending="xa", states={"a": ANEW}), [1, 1, 0]),
     ("passing over some", REQUEUE_DEAD_LETTERS, DEAD, ("", "1", "1"),
-     Data(pending="b", dead={"a": -3, "c": -1}, states={"a": DEAD.states["a"], "b": ANEW}), [1, 1]),
-    ("no later ones", REQUEUE_DEAD_LETTERS, DEAD, ("1", "0", "9"), DEAD, [0, 0]),
+     Data(pending="b", dead={"a": -3, "c": -1}, states={"a": DEAD.states["a"], "b": ANEW}), [1, 1, 0]),
+    ("no later ones", REQUEUE_DEAD_LETTERS, DEAD, ("1", "0", "9"), DEAD, [0, 0, 0]),
     ("by id", REQUEUE_DEAD_LETTERS, DEAD, ("", "0", "9", "c", "x", "c"),
-     Data(pending="c", dead={"a": -3, "b": -2}, states={"a": DEAD.states["a"], "c": ANEW}), [1, 3]),
+     Data(pending="c", dead={"a": -3, "b": -2}, states={"a": DEAD.states["a"], "c": ANEW}), [1, 3, 2]),
     ("an id that is alive", REQUEUE_DEAD_LETTERS, Data(pending="p", working={"w": 60}), ("", "0", "9", "p", "w"),
-     Data(pending="p", working={"w": 60}), [0, 2]),
+     Data(pending="p", working={"w": 60}), [0, 2, 2]),
     ("an id that a foreign hand has enqueued anew", REQUEUE_DEAD_LETTERS, Data(pending="a", dead={"a": -1}),
-     ("", "0", "9"), Data(pending="a", dead={"a": -1}), [0, 1]),
-    ("no payload", REQUEUE_DEAD_LETTERS, Data(dead={"a": -1}, buried={"a": None}), ("", "0", "9"), Data(), [0, 1]),
+     ("", "0", "9"), Data(pending="a", dead={"a": -1}), [0, 1, 1]),
+    ("no payload", REQUEUE_DEAD_LETTERS, Data(dead={"a": -1}, buried={"a": None}), ("", "0", "9"), Data(), [0, 1, 0]),
     ("no state", REQUEUE_DEAD_LETTERS, Data(dead={"a": -1}, states={"a": None}), ("", "0", "9"),
-     Data(pending="a", states={"a": {**ANEW, "enqueue_time": None, "timeout": None}}), [1, 1]),
-    ("all", PURGE_DEAD_LETTERS, DEAD, ("", "0", "9"), Data(), [3, 3]),
-    ("the oldest", PURGE_DEAD_LETTERS, DEAD, ("", "0", "2"), Data(dead={"c": -1}), [2, 2]),
-    ("by id", PURGE_DEAD_LETTERS, DEAD, ("", "0", "9", "x", "a"), Data(dead={"b": -2, "c": -1}), [1, 2]),
-    ("no later ones", PURGE_DEAD_LETTERS, DEAD, ("1", "0", "9"), DEAD, [0, 0]),
+     Data(pending="a", states={"a": {**ANEW, "enqueue_time": None, "timeout": None}}), [1, 1, 0]),
+    ("all", PURGE_DEAD_LETTERS, DEAD, ("", "0", "9"), Data(), [3, 3, 0]),
+    ("the oldest", PURGE_DEAD_LETTERS, DEAD, ("", "0", "2"), Data(dead={"c": -1}), [2, 2, 0]),
+    ("by id", PURGE_DEAD_LETTERS, DEAD, ("", "0", "9", "x", "a"), Data(dead={"b": -2, "c": -1}), [1, 2, 1]),
+    ("no later ones", PURGE_DEAD_LETTERS, DEAD, ("1", "0", "9"), DEAD, [0, 0, 0]),
     ("an id that is alive", PURGE_DEAD_LETTERS, Data(pending="p", dead={"p": -1}, states={"p": {"status": "0"}}),
-     ("", "0", "9"), Data(pending="p"), [1, 1]),
+     ("", "0", "9"), Data(pending="p"), [1, 1, 0]),
 )  # fmt: skip
 def test_done_with_dead_letters(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:
     """Dead letters go back to the tail in the order of their deaths, or for good; what is alive stays."""
     store.seed(before)
-    done, looked, until = store.run(script, *args)
+    *counts, until = store.run(script, *args)
     assert store.read() == after.whole()
-    assert [done, looked] == reply
+    assert counts == reply
     assert float(until) == (float(args[0]) if args[0] else pytest.approx(store.now(), abs=2))
 
 
@@ -858,6 +858,22 @@ def test_many_without_an_end(store: Store) -> None:
     assert (due, steps) == (60, 5)
     assert store.admin.zcount(store.keys.working, "-inf", "(+inf") == 60
     assert store.admin.zcard(store.keys.delayed) == 0
+
+
+def test_bound_of_all_that_a_sweep_does(store: Store) -> None:
+    """Leases without an end, leases from the future and stale ones count together."""
+    ids = [f"t{n}" for n in range(100)]
+    store.seed(Data(working=dict.fromkeys(ids, -60)))
+    store.admin.zadd(store.keys.working, dict.fromkeys(ids[:20], "+inf"))
+    store.admin.zadd(store.keys.working, dict.fromkeys(ids[20:40], store.now() + 9999))
+    assert store.run(SWEEP, "25", "300", "")[0] == 0
+    steps, cursor = 1, b""
+    while cursor != b"end":
+        stale, *_, cursor, _ = store.run(SWEEP, "25", "300", cursor)
+        assert stale <= 25
+        steps += 1
+    assert store.admin.llen(store.keys.pending) == 60
+    assert steps == 4
 
 
 def test_stats_and_state(store: Store) -> None:

@@ -130,7 +130,7 @@ def test_dead_letters() -> None:
     ]
     call = CALLS.requeue_dead_letters((b"a", b"b"), b"1.5", 7)
     assert (call.head, call.items, call.count) == ((b"1.5", b"7", b"%d" % LETTERS_BOUND), (b"a", b"b"), 0)
-    assert call.parse([1, 2, b"1.5"]) == LettersStep(1, 2, b"1.5")
+    assert call.parse([1, 3, 1, b"1.5"]) == LettersStep(1, 3, 1, b"1.5")
 
 
 @pytest.mark.parametrize(("task_id", "token"), [("a", b""), (TorrelqueTaskId("a", 3, 300), b"3")])

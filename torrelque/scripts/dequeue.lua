@@ -1,17 +1,18 @@
 -- dequeue: move what is due to pending, then lease up to `wanted` tasks, the ids to adopt first.
 -- Only when pending runs short are the leases looked at that have ended: their tasks go to pending and on.
 -- A task that was delivered as often as it may be is given up here: this is where deliveries are counted, so those
--- whose consumer died count too. An id that is final, or leased already, is dropped. An id without a payload may belong to a producer that is
--- half-way (not every producer writes in one step): it waits in dequeueing for the sweep to see it twice.
+-- whose consumer died count too. An id that is final, or leased already, is dropped. An id without a payload may belong
+-- to a producer that is half-way (not every producer writes in one step): it waits in dequeueing until the sweep has
+-- seen it twice.
 -- ARGV    1 wake channel   2 horizon   3 wanted   4 default lease, seconds   5 bound on the ids touched
 --         6 most deliveries of a task ('' = no limit)   7 milliseconds to keep the state of one that is given up
 --         ('' = it becomes a dead letter)   8 why, which becomes its result;
 --         then ids to adopt: a waiter was handed them, and they stand in dequeueing
--- RETURNS one string, for a client written in Python takes as long for each part of an answer as Redis for a whole task.
+-- RETURNS one string: a client written in Python takes as long for each part of an answer as Redis for a whole task.
 --         A line of numbers with spaces between: seconds until the next due or stale time ('inf' = none or not known),
---         1 = a bound was met (ask again), how many ids were dropped, how many were given up; for each task delivery number, lease, bytes of
---         its id, bytes of its payload; bytes of each id that was dropped, then of
---         each that was given up. Then, end to end, what has these lengths
+--         1 = a bound was met (ask again), how many ids were dropped, how many were given up; for each task delivery
+--         number, lease, bytes of its id, bytes of its payload; bytes of each id that was dropped, then of each that
+--         was given up. Then, end to end, what has these lengths
 -- ATOMIC  all of it; a first write that only removes is granted by a server whose memory is full
 local wanted, default, bound = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local limit, keep, reason = tonumber(ARGV[6]), ARGV[7], ARGV[8]

@@ -1,7 +1,8 @@
 -- extend: let the leases of working tasks end `lease` seconds from now, whatever was left of them.
 -- ARGV    1 wake channel   2 horizon   3 default lease, seconds; then for each task: id, delivery number
 --         ('' = any), lease seconds ('' = the task's own)
--- RETURNS for each task, as text with spaces between: the new end of the lease as text | 0 no such task | -1 not working | -2 a later delivery
+-- RETURNS for each task, as text with spaces between: the new end of the lease | 0 no such task | -1 not working
+--         | -2 a later delivery holds it
 -- An extension that is longer than the task's own lease is noted, so that a sweep can tell it from a lease that a clock
 -- which was put back has left in the future.
 -- ATOMIC  each task by itself; ZREM comes first so that a server whose memory is full still extends

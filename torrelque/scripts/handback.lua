@@ -1,6 +1,7 @@
 -- handback: undo deliveries that nobody saw; the tasks return to the head of the queue as if never dequeued.
 -- ARGV    for each task, the last one delivered first: id, delivery number ('' = it still stands in dequeueing)
--- RETURNS for each task, as text with spaces between: 1 handed back | 0 it is not ours any more (swept, or delivered again)
+-- RETURNS for each task, as text with spaces between: 1 handed back | 0 it is not ours any more (swept, or delivered
+--         again)
 -- ATOMIC  each task by itself
 local reply = {}
 redis.call('LLEN', pending)

@@ -1,8 +1,9 @@
 -- judge: what is wrong with an id, from one look at it. `judge` takes what `facts` has found.
 -- RETURNS words: ghost (it stands somewhere, without a payload)   orphan (a payload that stands nowhere, not final)
---         leftover (a payload or a place of a task that is final, a state of no task)   twice (in two places, or in one list twice)   status (not that of
---         its place)   state (missing, foreign, or with fields that are nothing)   score (no time, or one that a clock
---         that was wrong has made)   expiry (a live task whose state would expire, a final state that never does)
+--         leftover (a payload or a place of a task that is final, a state of no task)   twice (in two places, or in one
+--         list twice)   status (not that of its place)   state (missing, foreign, or with fields that are nothing)
+--         score (no time, or one that a clock that was wrong has made)   expiry (a live task whose state would expire,
+--         a final state that never does)
 local FIELDS = {
   'status', 'timeout', 'enqueue_time', 'dequeue_count', 'requeue_count', 'last_dequeue_time', 'last_requeue_time',
   'longest_lease',

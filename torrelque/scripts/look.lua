@@ -1,8 +1,8 @@
 -- look: judge ids that seemed wrong before, and say what their states are.
--- ARGV    1 indexes in pending to look from   2 the same in dequeueing; then for each task: id, the words that it is judged
---         by, what its state was before a walk that has not met it ('' = no such walk)
--- RETURNS for each task the words that are confirmed, and what its state is; of the first ones only where the rest is too
---         much for one script
+-- ARGV    1 indexes in pending to look from   2 the same in dequeueing; then for each task: id, the words that it is
+--         judged by, what its state was before a walk that has not met it ('' = no such walk)
+-- RETURNS for each task the words that are confirmed, and what its state is; of the first ones only where the rest is
+--         too much for one script
 local reply = {}
 seek(pending, ARGV[1])
 seek(dequeueing, ARGV[2])

@@ -1,10 +1,11 @@
 -- mend: judge ids that seemed wrong before, and put right what still is.
--- A task keeps one place: the lease that it has, else the place that its state names, else pending, of two in a list the
--- older one. What has a payload and is not final goes on living. What belongs to no task goes.
--- ARGV    1 indexes in pending to look from   2 the same in dequeueing   3 default lease   4 milliseconds to keep a final
---         state; then for each task: id, the words that it is judged by, what its state was before a walk that has not met it
--- RETURNS how many ids were cut out of pending, how many of dequeueing; for each task the words that were put right, of the
---         first ones only where the rest is too much for one script
+-- A task keeps one place: the lease that it has, else the place that its state names, else pending, of two in a list
+-- the older one. What has a payload and is not final goes on living. What belongs to no task goes.
+-- ARGV    1 indexes in pending to look from   2 the same in dequeueing   3 default lease   4 milliseconds to keep a
+--         final state; then for each task: id, the words that it is judged by, what its state was before a walk that
+--         has not met it
+-- RETURNS how many ids were cut out of pending, how many of dequeueing; for each task the words that were put right, of
+--         the first ones only where the rest is too much for one script
 -- ATOMIC  all of them; the first write only removes, so that a server whose memory is full is mended too
 local default, keep = ARGV[3], ARGV[4]
 local cuts = { [pending] = {}, [dequeueing] = {} }
@@ -13,7 +14,7 @@ seek(pending, ARGV[1])
 seek(dequeueing, ARGV[2])
 
 -- Take ids out of a list, given where they stand. From its middle nothing can be removed without looking at all that
--- is before it: there the place is taken by the id that was added last.
+-- is before it: there the place is taken by an id that was added last.
 local function cut(list, places)
   if #places == 0 then
     return
@@ -28,11 +29,18 @@ local function cut(list, places)
     redis.call('LREM', list, places[#places] < NEAR and #places or -#places, hole)
     return
   end
-  for n = #places, 1, -1 do
-    local last = redis.call('LPOP', list)
-    local place = places[n] - (#places - n) - 1
-    if place >= 0 then
-      redis.call('LSET', list, place, last)
+  local unwanted, latest = {}, {}
+  for _, place in ipairs(places) do
+    unwanted[place] = true
+  end
+  for n, id in ipairs(redis.call('LPOP', list, #places)) do
+    if not unwanted[n - 1] then
+      latest[#latest + 1] = id
+    end
+  end
+  for _, place in ipairs(places) do
+    if place >= #places then
+      redis.call('LSET', list, place - #places, table.remove(latest))
     end
   end
 end

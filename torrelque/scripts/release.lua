@@ -1,8 +1,10 @@
 -- release: take working tasks out of the queue, keeping the result for a while when there is one.
 -- ARGV    1 status   2 milliseconds to keep a result ('' = the tasks become dead letters)
 --         then for each task: id, delivery number ('' = any), result ('' = none, else it stands after a '=')
--- RETURNS for each task, as text with spaces between: 1 released | 0 no such task | -1 not working | -2 a later delivery holds it
--- ATOMIC  each task by itself: leave working, drop the payload, keep or drop the state, or become a dead letter; or nothing
+-- RETURNS for each task, as text with spaces between: 1 released | 0 no such task | -1 not working
+--         | -2 a later delivery holds it
+-- ATOMIC  each task by itself: leave working, drop the payload, keep or drop the state, or become a dead letter; or
+--         nothing
 local status, keep = ARGV[1], ARGV[2]
 local reply, ids = {}, {}
 for i = 3, #ARGV, 3 do

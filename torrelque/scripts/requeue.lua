@@ -1,7 +1,8 @@
 -- requeue: give working tasks back to the queue, at once or after a delay.
 -- ARGV    1 wake channel   2 horizon; then for each task: id, delivery number ('' = any), delay seconds,
 --         lease seconds from now on ('' = as before)
--- RETURNS for each task, as text with spaces between: 1 requeued | 0 no such task | -1 not working | -2 a later delivery holds it
+-- RETURNS for each task, as text with spaces between: 1 requeued | 0 no such task | -1 not working
+--         | -2 a later delivery holds it
 -- ATOMIC  each task by itself; what is refused writes nothing
 local soonest = nil
 local reply = {}

@@ -2,7 +2,8 @@
 -- The number of a delivery is a fencing token and never begins anew: what was counted until now is forgiven.
 -- ARGV    1 none that died after this time ('' = now)   2 how many of the oldest to pass over   3 bound on the letters
 --         then ids; without any, the oldest letters are meant
--- RETURNS 1 requeued   2 how many were looked at, in order: go on behind them   3 the time that argument 1 meant
+-- RETURNS 1 requeued   2 how many were looked at, in order: go on behind them   3 how many of these were left alone
+--         4 the time that argument 1 meant
 -- ATOMIC  each letter by itself; ZREM comes first so that a server whose memory is full still requeues
 local last = ARGV[1] ~= '' and ARGV[1] or stamp(now)
 local ids = {}
@@ -16,7 +17,7 @@ redis.call('HLEN', tasks)
 redis.call('LLEN', pending)
 
 local MAX_BYTES = 4194304
-local requeued, looked, bytes = 0, 0, 0
+local requeued, looked, left, bytes = 0, 0, 0, 0
 for _, id in ipairs(ids) do
   if bytes >= MAX_BYTES then
     break
@@ -40,6 +41,8 @@ for _, id in ipairs(ids) do
     else
       redis.call('DEL', task .. ':' .. id)
     end
+  else
+    left = left + 1
   end
 end
-return { requeued, looked, last }
+return { requeued, looked, left, last }

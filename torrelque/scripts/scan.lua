@@ -1,9 +1,9 @@
 -- scan: look at some ids of working, delayed, tasks, or of all that have a state.
 -- ARGV    1 what, as above or 'states'   2 cursor   3 about how many
--- A state's key may be one of another queue, whose name goes on with ':task': then its id has a colon or is the name of a
--- structure, and is left alone.
--- RETURNS the next cursor, '0' = done; how many were looked at; how many to ask for the next time; for each that something
---         is wrong with, the id and words that say what; ids of 'tasks' that are neither working nor delayed
+-- A state's key may be one of another queue, whose name goes on with ':task': then its id has a colon or is the name of
+-- a structure, and is left alone.
+-- RETURNS the next cursor, '0' = done; how many were looked at; how many to ask for the next time; for each that
+--         something is wrong with, the id and words that say what; ids of 'tasks' that are neither working nor delayed
 local wrong, loose = {}, {}
 local looked, enough = 0, tonumber(ARGV[3])
 -- Payloads come along where the server is too old to leave them out: not more of them than this, in bytes.

@@ -9,7 +9,7 @@ local effort = 0
 local function seek(list, starts)
   local at, unread, count = windows[list], 0, 0
   if lengths[list] <= SHORT then
-    starts, count = '0', 1
+    starts = '0'
   end
   for _ in string.gmatch(starts, '%d+') do
     count = count + 1
@@ -36,7 +36,8 @@ local function is_absent(list, id)
     return true
   end
   effort = effort + math.min(lengths[list], 2 * NEAR)
-  return not redis.call('LPOS', list, id, 'MAXLEN', NEAR) and not redis.call('LPOS', list, id, 'RANK', -1, 'MAXLEN', NEAR)
+  return not redis.call('LPOS', list, id, 'MAXLEN', NEAR)
+    and not redis.call('LPOS', list, id, 'RANK', -1, 'MAXLEN', NEAR)
 end
 
 -- Everything about a task that changes when it moves.

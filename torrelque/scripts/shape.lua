@@ -1,7 +1,7 @@
 -- shape: the types and sizes of the structures of a queue.
--- RETURNS for each of pending, dequeueing, undequeued, working, delayed, tasks, dead and its payloads the type ('none' where it
---         is not there); then the sizes of pending, dequeueing, working, delayed, tasks, 0 where the type is a wrong one,
---         and how many keys the database has
+-- RETURNS for each of pending, dequeueing, undequeued, working, delayed, tasks, dead and its payloads the type ('none'
+--         where it is not there); then the sizes of pending, dequeueing, working, delayed, tasks, 0 where the type is a
+--         wrong one, and how many keys the database has
 local reply = {}
 for i, key in ipairs({ pending, dequeueing, undequeued, working, delayed, tasks, KEYS[8], KEYS[9] }) do
   reply[i] = redis.call('TYPE', key).ok

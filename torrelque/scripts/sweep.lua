@@ -28,7 +28,7 @@ end
 local moved = 0
 if passed == '' then
   moved = rebase_leases(ARGV[2]) + rebase_delays()
-  budget = moved < LOOK and budget - moved or 0
+  budget = moved < LOOK and math.max(budget - moved, 0) or 0
 end
 
 local stale = promote(working, budget, dropped)
