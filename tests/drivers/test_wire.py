@@ -115,6 +115,7 @@ async def test_every_byte_by_itself() -> None:
         # Lengths that are wrong by a bit, or absurd: what follows must not be taken for another answer.
         *(b"$2\r\nabc\r\n", b"$1\r\n:5\r\n", b"$-2\r\n", b"*-7\r\n", b"*1\r\n" * 5000, b"$999999999\r\nx"),
         *(b"*999999999\r\n:1\r\n", b"+" + b"x" * (1 << 20), b":1\r\n:2\r\n", b"$1\r\na\r\n$1\r\nb\r\n"),
+        b">1\r\n" * 5000,
     ],
     ids=lambda junk: repr(junk[:12]),
 )

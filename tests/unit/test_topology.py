@@ -58,6 +58,17 @@ async def test_nobody_knows() -> None:
         await topology.locate()
 
 
+@pytest.mark.parametrize(
+    "junk", [[], [[b"\xff", b"1"], None], [[b"a", b"b"], None], [[b"a", b"1"], [b"config-epoch", b"x"]], [[1, 2], 3]]
+)
+async def test_answers_that_are_none(junk: list[Any]) -> None:
+    """A sentinel whose answer cannot be read knows nothing; others are believed all the same."""
+    topology = searched({A: junk, B: told(NEW, 4), C: told(NEW, 4)})
+    assert await topology.locate() == NEW
+    with pytest.raises(ConnectionError, match=r"10\.0\.0\.1:1: .*cannot be read"):
+        await searched(dict.fromkeys((A, B, C), junk)).locate()
+
+
 async def test_generations() -> None:
     """Only another place is another generation; what is known is not asked again, until it is doubted."""
     answers: dict[Place, Any] = dict.fromkeys((A, B, C), told(OLD, 1))

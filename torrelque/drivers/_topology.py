@@ -160,11 +160,15 @@ class Searched(Topology):
             try:
                 with fail_after(PATIENCE):
                     replies = await self._ask(place, self.question)
+                found = self.read(place, replies)
             except (TorrelqueRedisError, OSError, TimeoutError) as error:
                 silent.append(f"{place}: {error or type(error).__name__}")
                 return
+            except (ValueError, TypeError, LookupError, AttributeError):
+                silent.append(f"{place}: its answer cannot be read")
+                return
             answers += 1
-            if (found := self.read(place, replies)) is not None:
+            if found is not None:
                 told.append(found)
             if told and 2 * answers > len(asked):
                 group.cancel_scope.cancel()

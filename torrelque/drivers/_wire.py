@@ -75,7 +75,7 @@ class Wire:
         line = await self._line()
         try:
             while line[:1] == b">":  # an event that nobody here has asked for
-                for _ in range(_length(line[1:], MAX_ITEMS)):
+                for _ in range(_length(line[1:], MAX_ITEMS if depth < MAX_DEPTH else -1)):
                     await self._read(depth + 1)
                 line = await self._line()
             kind, rest = line[:1], line[1:]
