@@ -14,7 +14,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from . import scripts
 from .errors import TorrelqueUnknownOutcomeError
 from .keys import Keys
-from .model import SweepReport, TorrelqueDurability, TorrelqueQueueStats, TorrelqueTaskId, TorrelqueTaskStatus
+from .model import (
+    SweepReport,
+    TorrelqueDamage,
+    TorrelqueDurability,
+    TorrelqueQueueStats,
+    TorrelqueTaskId,
+    TorrelqueTaskStatus,
+)
 
 R = TypeVar("R")
 
@@ -537,25 +544,49 @@ def _read_shape(reply: Reply) -> Shape:
 def _read_walk(reply: Reply) -> Page:
     """Read the answer of the walk script."""
     ids, wrong = reply
-    return Page(ids, _by_id(wrong), len(ids))
+    return Page(_strings(ids), _by_id(wrong), len(ids))
 
 
 def _read_scan(reply: Reply) -> Page:
     """Read the answer of the scan script."""
     cursor, looked, enough, wrong, loose = reply
-    return Page(loose, _by_id(wrong), looked, cursor, enough)
-
-
-def _by_id(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    if not isinstance(cursor, bytes) or int(looked) < 0 or int(enough) < 1:
+        raise ValueError(reply)
+    return Page(_strings(loose), _by_id(wrong), int(looked), cursor, int(enough))
 
 
 def _read_look(reply: Reply) -> list[tuple[bytes, bytes]]:
-    """Read the answer of the look script."""
-    return list(zip(reply[::2], reply[1::2], strict=True))
+    """Read the answer of the look script, which gets on with one id at least."""
+    said = _strings(reply)
+    if not said:
+        raise ValueError(reply)
+    return list(zip(map(_words, said[::2]), said[1::2], strict=True))
 
 
 def _read_mend(reply: Reply) -> Mended:
-    """Read the answer of the mend script."""
+    """Read the answer of the mend script, which gets on with one id at least."""
     pending, dequeueing, words = reply
-    return Mended((pending, dequeueing), words)
+    if int(pending) < 0 or int(dequeueing) < 0 or not words:
+        raise ValueError(reply)
+    return Mended((int(pending), int(dequeueing)), [_words(said) for said in _strings(words)])
+
+
+def _by_id(flat: Reply) -> dict[bytes, bytes]:
+    said = _strings(flat)
+    return dict(zip(said[::2], map(_words, said[1::2]), strict=True))
+
+
+def _strings(reply: Reply) -> list[bytes]:
+    if not isinstance(reply, list) or not all(isinstance(each, bytes) for each in reply):
+        raise TypeError(reply)
+    return reply
+
+
+_DAMAGES = frozenset(damage.encode() for damage in TorrelqueDamage)
+
+
+def _words(text: bytes) -> bytes:
+    """Check words that say what is wrong."""
+    if not _DAMAGES.issuperset(text.split()):
+        raise ValueError(text)
+    return text

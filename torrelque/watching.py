@@ -66,6 +66,11 @@ class Watches:
         self._checked = True
 
 
+def shown(task_id: bytes) -> str:
+    """Show an id, which a foreign writer may have made of anything."""
+    return task_id.decode(errors="replace")
+
+
 @contextmanager
 def expiring(task_id: bytes, deadline: float) -> Iterator[None]:
     """Bound one step of a watch by the deadline of the whole."""
@@ -73,7 +78,7 @@ def expiring(task_id: bytes, deadline: float) -> Iterator[None]:
         with fail_after(deadline - current_time()):
             yield
     except TimeoutError:
-        raise TorrelqueTimeoutError(f"Task {task_id.decode()} did not end in time") from None
+        raise TorrelqueTimeoutError(f"Task {shown(task_id)} did not end in time") from None
 
 
 class Watcher:
@@ -110,7 +115,7 @@ class Watcher:
                 continue
             if fields[0] is None:
                 if self._last is None:
-                    raise TorrelqueLookupError(f"Task {self._task_id.decode()} is unknown")
+                    raise TorrelqueLookupError(f"Task {shown(self._task_id)} is unknown")
                 return None
             if self._last is None or _revision(fields) != _revision(self._last):
                 self._last = fields

@@ -394,6 +394,8 @@ async def test_id_that_is_no_text(open_queue: Any, admin: Redis, name: str) -> N
         held, _ = await queue.dequeue(5)
         await queue.requeue(held)
         await nothing_comes(queue)
+        with pytest.raises(TorrelqueTimeoutError, match="�\x00 id"):
+            await anext(queue.watch(held, timeout=0))
         (letter,) = await queue.dead_letters()
         assert letter.task == 1
         assert admin.zrange(f"{name}:dead", 0, -1) == [odd]
@@ -403,6 +405,8 @@ async def test_id_that_is_no_text(open_queue: Any, admin: Redis, name: str) -> N
         held, _ = await queue.dequeue(5)
         await queue.release(held, status=REJECTED, dead_letter=True, strict=True)
         assert await queue.purge_dead_letters() == 1
+        with pytest.raises(TorrelqueLookupError, match="�\x00 id"):
+            await anext(queue.watch(held))
     assert admin.keys(f"{name}:*") == []
 
 

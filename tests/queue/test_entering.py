@@ -36,6 +36,15 @@ async def test_from_url(server: Server, pair: Pair, name: str) -> None:
             await anyio.sleep(0.01)
 
 
+@pytest.mark.parametrize("url", ["redis://\xe4..b:6379", "redis+sentinel://\xe4..b/jobs", "redis+cluster://\xe4..b"])
+async def test_from_url_whose_host_is_no_name(pair: Pair, url: str) -> None:
+    """What cannot be the name of a host cannot be reached; the queue itself lives on."""
+    async with Torrelque.from_url(url) as queue:
+        for call in (queue.get_queue_stats, queue.dequeue, queue.get_queue_stats):
+            with pytest.raises(TorrelqueUnavailableError):
+                await call()
+
+
 async def test_from_url_unentered_says_so(server: Server, name: str) -> None:
     """A call on a queue that owns its client and was not entered says what to do."""
     queue = Torrelque.from_url(server.url, queue=name)

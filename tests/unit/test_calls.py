@@ -205,7 +205,8 @@ def test_stats_and_state() -> None:
     )]
     + [(CALLS.count_dead_letters(), reply) for reply in (None, b"", [], b"many")]
     + [(CALLS.requeue_dead_letters((), b"", 0), reply) for reply in (
-        None, 7, [1, 2], [2, 1, b"1.5"], [-1, 1, b"1.5"], [1, 2, b"now"], [1, 2, None], [[], 2, b"1.5"],
+        None, 7, [1, 2, 0], [2, 1, 0, b"1.5"], [-1, 1, 0, b"1.5"], [1, 2, 2, b"1.5"], [1, 2, -1, b"1.5"],
+        [1, 2, 0, b"now"], [1, 2, 0, None], [[], 2, 0, b"1.5"],
     )]
     + [(CALLS.sweep(300, SWEEP_ALL), reply) for reply in (
         None, b"", [0] * 5, [0, 0, 0, [], b"end", b"x"], [[], 0, 0, [], b"end", b"inf"], [0, 0, 0, [], None, b"inf"],
@@ -213,7 +214,13 @@ def test_stats_and_state() -> None:
     + [(CALLS.stats(), reply) for reply in (None, b"", [1, 2, 3], [1, 2, 3, b"x"])]
     + [(CALLS.state(b"a"), reply) for reply in (None, 7, [], [None] * 8, [[]] * 9, b"123456789")]
     + [(CALLS.enqueue([("a", b"b")], 1, 0), reply) for reply in (b"2", b"", None, [])]
-    + [(CALLS.requeue("a", 0, None), b"9"), (CALLS.extend("a", None, 300), b"soon")],
+    + [(CALLS.requeue("a", 0, None), b"9"), (CALLS.extend("a", None, 300), b"soon")]
+    + [(CALLS.walk("pending", 0, 9, True), reply) for reply in ([], [[1], []], [b"a", []], [[], [b"a", b"ghos"]])]
+    + [(CALLS.walk("pending", 0, 9, True), [[], [b"a"]])]
+    + [(CALLS.scan("tasks", b"0", 9), [b"0", 9, 0, [], []]), (CALLS.scan("tasks", b"0", 9), [b"0", b"x", 9, [], []])]
+    + [(CALLS.scan("tasks", b"0", 9), [None, 9, 9, [], []]), (CALLS.scan("tasks", b"0", 9), [b"0", 9, 9, [], [1]])]
+    + [(CALLS.look([]), reply) for reply in ([], [b"ghost"], [b"gho", b""], [b"ghost", 1], b"ok")]
+    + [(CALLS.mend([], 1, 1), reply) for reply in ([1, 1, []], [1, 1, [b"gho"]], [b"x", 1, [b""]], [-1, 1, [b""]])],
 )  # fmt: skip
 def test_damaged_answers(call: Any, reply: Any) -> None:
     """What cannot be an answer is none: what was asked for may or may not have been done."""

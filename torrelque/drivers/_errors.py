@@ -44,6 +44,9 @@ CODE_OF_CLASS = {
     "NoScriptError": "NOSCRIPT",
 }
 
+#: What is raised where there is no connection any more, or none can be made; UnicodeError if a host is no name.
+LOST = (OSError, EOFError, TimeoutError, UnicodeError)
+
 # Redis before 7 reports an error inside a script as "ERR Error running script (...): -OOM ...".
 _CODE = re.compile(r"(?:^|-)([A-Z]{3,})\b")
 
@@ -106,5 +109,5 @@ class Mapped:
     ) -> None:
         if isinstance(exc, self._errors.root):
             raise self._errors.translate(exc, self._otherwise) from exc
-        if isinstance(exc, OSError | EOFError | TimeoutError):
+        if isinstance(exc, LOST):
             raise self._otherwise(f"{type(exc).__name__}: {exc}") from exc
