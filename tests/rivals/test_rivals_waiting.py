@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -11,7 +13,7 @@ import anyio
 import pytest
 from redis import Redis
 from support import Pair
-from support.bridge import connect, serving
+from support.bridge import ROOT, connect, serving
 from support.checkpoints import until
 from support.standstill import Standstill
 from support.streams import consuming
@@ -23,9 +25,13 @@ DEADLINE = 0.3
 
 
 @pytest.mark.anyio
-async def test_rival_vibetuner_2035(open_queue: Any, pair: Pair) -> None:
+async def test_rival_vibetuner_2035(open_queue: Any, admin: Redis, pair: Pair) -> None:
     """Theirs: a block that is longer than the client's own socket deadline kills every idle worker."""
     name = "socket_timeout" if pair.client == "redispy" else "stream_timeout"
+
+    def blocked() -> list[str]:
+        return [client["id"] for client in admin.client_list() if client["cmd"] == "blmove"]
+
     async with open_queue(client_options={name: DEADLINE}) as queue, anyio.create_task_group() as group:
         got: list[Any] = []
 
@@ -33,8 +39,10 @@ async def test_rival_vibetuner_2035(open_queue: Any, pair: Pair) -> None:
             got.append(await queue.dequeue(20))
 
         group.start_soon(work)
+        waiting = await until(blocked)
         await anyio.sleep(4 * DEADLINE)
         assert got == []
+        assert blocked() == waiting, "it waits on, over the same connection"
         await queue.enqueue("t")
         with anyio.fail_after(10):
             while not got:
@@ -125,17 +133,52 @@ async def test_rival_bullmq_1658(open_queue: Any, admin: Redis) -> None:
 
 
 @pytest.mark.anyio
-async def test_rival_anyio_695(open_queue: Any) -> None:
+async def test_rival_anyio_695(open_queue: Any, admin: Redis) -> None:
     """Theirs: a cancellation that cannot be delivered is tried again and again, and takes a core."""
     async with open_queue() as queue:
+        await queue.enqueue("t")
+        busy = time.process_time()
+        # Nothing that is under way can end before this is over.
+        admin.client_pause(1500)
         async with anyio.create_task_group() as group:
-            for _ in range(100):
+            for _ in range(50):
                 group.start_soon(queue.dequeue)
+                group.start_soon(queue.enqueue, "t")
             await anyio.sleep(0.1)
             group.cancel_scope.cancel()
-        busy = time.process_time()
-        await anyio.sleep(1)
-        assert time.process_time() - busy < 0.5
+    await anyio.to_thread.run_sync(admin.ping)
+    assert time.process_time() - busy < 0.7
+
+
+#: A server in which a call ends like one that is cancelled, though nobody cancels it; prints what the client hears.
+CANCELLED = """
+import asyncio, anyio, grpc, grpc_server, torrelque
+from grpc_server._pb import torrelque_pb2 as pb, torrelque_pb2_grpc as pb_grpc
+
+async def cancelled(self):
+    raise asyncio.CancelledError
+
+def ask(address):
+    with grpc.insecure_channel(address) as channel:
+        try:
+            pb_grpc.TorrelqueServiceStub(channel).GetQueueStats(pb.GetQueueStatsRequest(), timeout=10)
+        except grpc.RpcError as error:
+            return error.code().name
+
+async def main():
+    torrelque.Torrelque.get_queue_stats = cancelled
+    async with grpc_server.running(grpc_server.Settings(listen=("127.0.0.1:0",))) as server:
+        print(await anyio.to_thread.run_sync(ask, server.address))
+
+anyio.run(main)
+"""
+
+
+def test_rival_grpc_29248() -> None:
+    """Theirs: when CancelledError comes out of a handler, its client waits for ever."""
+    ended = subprocess.run([sys.executable, "-c", CANCELLED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "UNAVAILABLE\n"
 
 
 def test_rival_grpc_28999(storage: str) -> None:
