@@ -380,13 +380,22 @@ def unable_to_save(admin: Redis) -> Iterator[None]:
         place.unlink()
 
 
-async def test_disk_failure(open_queue: Any, admin: Redis, pair: Pair) -> None:
-    """A server that cannot save refuses writes (MISCONF), and is served again when it can."""
-    async with open_queue() as queue, setting(admin, save="3600 1"):
+async def test_disk_failure(open_queue: Any, admin: Redis, name: str, pair: Pair) -> None:
+    """A server that cannot save refuses writes (MISCONF), also to who waits and sweeps: all go on when it can."""
+    async with open_queue() as queue, setting(admin, save="3600 1"), anyio.create_task_group() as group:
+        work = Work(queue, CLIENT_ERRORS[pair.client])
+        group.start_soon(work.consume)
+        queue.schedule_sweep(0.05)
+        (waiting,) = await until(lambda: blocked(admin))
         with unable_to_save(admin):
             await refuses(queue, pair)
-        await queue.enqueue("t")
-        await queue.dequeue(5)
+            # It was let wait before; now it asks anew.
+            admin.client_kill_filter(_id=waiting["id"])
+            await until(lambda: work.failed["consume"])
+        await queue.enqueue({"nonce": "t"}, task_id="t", delay=0.1)
+        await until(lambda: work.released)
+        await work.check(admin, name)
+        group.cancel_scope.cancel()
 
 
 async def test_blocked_connection_killed_again_and_again(open_queue: Any, admin: Redis, pair: Pair) -> None:

@@ -134,7 +134,7 @@ async def test_on_disk(open_queue: Any, site: Site) -> None:
     """With fsync a write returns once it is on disk: within a second where that is written each second, and not at all
     where nobody writes it."""
     if site.kind != "valkey":
-        return
+        pytest.skip("Redis 7.0 has no WAITAOF")
     primary = site.primary().admin
     primary.config_set("appendonly", "yes")
     primary.config_set("appendfsync", "always")
@@ -154,7 +154,7 @@ async def test_on_disk(open_queue: Any, site: Site) -> None:
 async def test_on_the_disks_of_replicas(open_queue: Any, site: Site) -> None:
     """With fsync and replicas it is their disks that count."""
     if site.kind != "valkey":
-        return
+        pytest.skip("Redis 7.0 has no WAITAOF")
     for node in site.nodes[:1]:
         node.admin.config_set("appendonly", "yes")
     primary = site.primary()

@@ -92,13 +92,15 @@ async def test_a_service_that_sentinels_do_not_know(site: Site, name: str) -> No
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Signals) -> None:
     """The primary ends, or falls silent with its connections open: who waited gets the next task, who watched is told,
-    and the sweeper goes on, all unaided."""
+    what was worked on meanwhile is released, and the sweeper goes on, all unaided."""
     site.heal()
     async with open_queue() as consumer, open_queue() as producer, anyio.create_task_group() as group:
         consumer.schedule_sweep(0.2)
         got: list[Any] = []
         states: list[Any] = []
         watched = await producer.enqueue("watched", delay=3600)
+        await producer.enqueue("held")
+        held, _ = await producer.dequeue(5)
 
         async def consume() -> None:
             while len(got) < 2:
@@ -124,6 +126,7 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         before = await anyio.to_thread.run_sync(site.replicated, 2)
         before.send(blow)
         struck = time.monotonic()
+        group.start_soon(until_it_works, partial(producer.release, held, result="done"))
         await enqueue_until_it_works(producer, "after", "after")
         outage = time.monotonic() - struck
         while len(got) < 2:
@@ -134,6 +137,9 @@ async def test_failover(open_queue: Any, site: Site, name: str, blow: signal.Sig
         assert 0.5 < outage < 10, "was there one?"
         assert woken < outage + 8
         await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before, 30)
+        with anyio.fail_after(10):
+            while (await until_it_works(partial(producer.get_task_state, held))).result != "done":
+                await anyio.sleep(0.01)
         # A delivery of the new primary, whose lease ends: the sweeper has followed too.
         await until_it_works(lambda: producer.enqueue("swept", task_id="swept", task_timeout=0.3))
         await until_it_works(lambda: producer.dequeue(5))

@@ -50,6 +50,14 @@ async def every_verb(queue: Torrelque) -> None:
     back = [(await queue.dequeue(5))[0] for _ in range(2)]
     assert sorted(back) == sorted([ids[0], late])
     await queue.release_many(back)
+    # A lease that has ended is found by a sweep, and by who waits.
+    await queue.enqueue("lost", task_id="lost", task_timeout=0.05)
+    await queue.dequeue(5)
+    await anyio.sleep(0.1)
+    assert tuple(await queue.sweep()) == (1, 0, 0)
+    counts = [(await queue.dequeue(5))[0].dequeue_count for _ in range(2)]
+    assert counts == [2, 3]
+    await queue.release("lost")
     assert tuple(await queue.sweep()) == (0, 0, 0)
     assert tuple(await queue.get_queue_stats()) == (0, 0, 0, 0)
 
