@@ -38,7 +38,7 @@ CLAIM_BOUND = 250
 SWEEP_BOUND = 150
 #: The same goes for what is done with dead letters.
 LETTERS_BOUND = 150
-#: No script answers with more bytes of payloads, unless a single one has more.
+#: No script answers with more bytes of payloads and results, unless a single task has more.
 MAX_ANSWER = 1 << 22
 #: Nor does one run carry more bytes of items, unless a single item does.
 MAX_BYTES = 1 << 20
@@ -179,6 +179,11 @@ class Letter:
     body: bytes | None
     fields: Fields
     """The reason, the two counts and the three times before that of the death; ``None`` where not set."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload and the reason."""
+        return len(self.body or b"") + len(self.fields[0] or b"")
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ class DeadLetters:
         self._decoder = decoder
 
     async def read(self, limit: int, after: tuple[bytes, bytes] | None, room: float) -> list[TorrelqueDeadLetter]:
-        """Read up to *limit* of them, the oldest first, whose payloads have *room* bytes; but always one.
+        """Read up to *limit* of them, the oldest first, of *room* bytes in payloads and reasons; but always one.
 
         :param after: time and id of the one behind which to go on
         :raises TorrelqueRedisError: Redis failed
@@ -34,7 +34,7 @@ class DeadLetters:
         while len(letters) < limit:
             page = await self._ask(self._calls.dead_letters(limit - len(letters), after))
             for letter in page:
-                room -= len(letter.body or b"")
+                room -= letter.size
                 if letters and room < 0:
                     return letters
                 letters.append(self._decoder.letter(letter))

@@ -542,8 +542,8 @@ class Torrelque:
         :param limit: so many at most (above 1,000 is clamped)
         :param after: ``cursor`` of a letter, behind which to go on, whether it is still there or not; begins with the
             oldest one by default
-        :param max_bytes: so many bytes of payloads at most, as they are stored, but always one letter; 1 or more,
-            without limit by default
+        :param max_bytes: so many bytes of payloads and reasons at most, as they are stored, but always one letter; 1 or
+            more, without limit by default
         :returns: the letters; none when there are no more
         :raises TorrelqueValueError: an argument is out of range
         :raises TorrelqueTypeError: an argument has the wrong type

@@ -98,12 +98,13 @@ def test_dead_letters_by_pages(client: Client) -> None:
     assert (read, page.next_page_token) == (list("abcde"), "")
 
 
-def test_an_answer_that_clients_take(client: Client) -> None:
-    """Large payloads come on several pages, none of which is too large a message."""
+@pytest.mark.parametrize(("payload", "reason"), [(1_000_000, 0), (0, 1_000_000), (500_000, 500_000)])
+def test_an_answer_that_clients_take(client: Client, payload: int, reason: int) -> None:
+    """Large payloads and reasons come on several pages, none of which is too large a message."""
     for name in "abcdefg":
-        client.enqueue(b"x" * 1_000_000, request_id=name)
+        client.enqueue(b"x" * payload, request_id=name)
         client.dequeue()
-        client.release(name, status=REJECTED, dead_letter=True)
+        client.release(name, status=REJECTED, dead_letter=True, result=pb.Payload(data=b"y" * reason))
     read, page = [], listed(client)
     while page.letters:
         assert page.ByteSize() < 4 << 20

@@ -298,12 +298,15 @@ async def test_a_page_goes_on_behind_what_has_gone(open_queue: Any) -> None:
         assert (await queue.get_queue_stats()).pending == 20
 
 
-async def test_pages_of_large_payloads(open_queue: Any) -> None:
-    """Payloads of more than one answer come all the same, and no more bytes than are asked for, but always one."""
+@pytest.mark.parametrize(("payload", "reason"), [(1_500_000, 0), (0, 1_500_000), (750_000, 750_000)])
+async def test_large_pages(open_queue: Any, payload: int, reason: int) -> None:
+    """Payloads and reasons of more than one answer come all the same, and no more bytes than are asked for, but always
+    one letter."""
     async with open_queue() as queue:
-        await queue.enqueue_many(["x" * 1_500_000] * 5, task_ids=list("abcde"))
+        await queue.enqueue_many(["x" * payload] * 5, task_ids=list("abcde"))
         for _ in range(5):
-            await queue.release((await queue.dequeue(5))[0], status=REJECTED, dead_letter=True)
+            task_id, _body = await queue.dequeue(5)
+            await queue.release(task_id, result="y" * reason, status=REJECTED, dead_letter=True)
         assert [letter.task_id for letter in await queue.dead_letters()] == list("abcde")
         for room, count in ((1, 1), (3_100_000, 2), (10**9, 5)):
             assert [letter.task_id for letter in await queue.dead_letters(max_bytes=room)] == list("abcde")[:count]
