@@ -37,9 +37,8 @@ from torrelque.errors import (
 from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
 from ._lines import Lines, open_line
-from ._scripts import ASKING, Requests, arguments, pack, run_scripts
+from ._scripts import Requests, ScriptRunner, arguments, pack
 from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
-from ._wire import ReplyError
 from .base import ANSWER_TIMEOUT, LATE, Blocker, Signal, Subscriber
 
 
@@ -68,6 +67,8 @@ _ERRORS = ErrorMap(
     reply=theirs.ResponseError,
     ours={
         TorrelqueUnavailableError: CoredisUnavailableError,
+        TorrelqueUnknownOutcomeError: CoredisUnknownOutcomeError,
+        TorrelqueNotDurableError: CoredisNotDurableError,
         TorrelqueFullError: CoredisFullError,
         TorrelqueStorageError: CoredisStorageError,
     },
@@ -138,11 +139,13 @@ def _asking(settings: Mapping[str, Any]) -> Callable[[Place, Sequence[tuple[byte
     return ask
 
 
-class CoredisDriver:
+class CoredisDriver(ScriptRunner):
     """Drives a :class:`coredis.Redis` or a :class:`coredis.RedisCluster`: takes its settings, and its pipelines.
 
     :param topology: given for a client that was made for this driver, and that nobody enters
     """
+
+    errors = _ERRORS
 
     def __init__(
         self, client: coredis.Redis[Any] | coredis.RedisCluster[Any], topology: Topology | None = None
@@ -195,21 +198,6 @@ class CoredisDriver:
     def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
         raise _not_entered()
 
-    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-        replies = await run_scripts(self._send, calls, self._topology)
-        lost = CoredisUnknownOutcomeError
-        return [_ERRORS.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
-
-    async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
-        harmless = all(call.script.reads_only for call in calls)
-        lost = CoredisUnavailableError if harmless else CoredisUnknownOutcomeError
-        if place is not None:
-            replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
-            replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
-        else:
-            replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout)
-        return self._requests.read(calls, replies, CoredisNotDurableError)
-
     async def _command(self, *command: bytes) -> Any:
         (reply,) = await self._ask(pack(command), 1, CoredisUnavailableError)
         if isinstance(reply, Exception):
@@ -219,10 +207,6 @@ class CoredisDriver:
     async def _ask(
         self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
     ) -> list[Reply | Exception]:
-        """Make one round trip; *lost* is what it means that no answer came.
-
-        :param waits: so many seconds the server may wait before it answers
-        """
         with _ERRORS.mapped(CoredisUnavailableError):
             line = await self._lines.take()
         patience = self._patience + waits
@@ -236,12 +220,11 @@ class CoredisDriver:
             await self._lines.drop(line)
             raise
         await self._lines.give_back(line)
-        return list(map(_as_error, replies))
+        return list(map(_ERRORS.read, replies))
 
     async def _ask_once(
         self, place: Place, request: bytes, answers: int, lost: type[TorrelqueError]
     ) -> list[Reply | Exception]:
-        """Ask a node to which a slot is being moved, which otherwise would send us back."""
         patience = self._patience + self._requests.timeout
         with _ERRORS.mapped(CoredisUnavailableError), fail_after(patience):
             line = await open_line(place, self._pool.connection_kwargs)
@@ -250,7 +233,7 @@ class CoredisDriver:
                 replies = await line.ask(request, answers)
         finally:
             await line.aclose()
-        return list(map(_as_error, replies))
+        return list(map(_ERRORS.read, replies))
 
     async def config_get(self, name: str) -> str | None:
         try:
@@ -403,10 +386,6 @@ class CoredisSubscriber:
         with _ERRORS.mapped(CoredisUnavailableError):
             kind, channel, data = await anext(self._messages)
         return kind, channel, data if kind == b"message" else None
-
-
-def _as_error(reply: Reply | ReplyError) -> Reply | Exception:
-    return theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply
 
 
 def _as_is(reply: Reply, **_: Any) -> Reply:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
+from torrelque.calls import Reply
 from torrelque.errors import (
     TorrelqueError,
     TorrelqueFullError,
     TorrelqueStorageError,
     TorrelqueUnavailableError,
 )
+
+from ._wire import ReplyError
 
 #: Redis' error codes. Each of these means that the script has not written anything.
 CODES: dict[str, type[TorrelqueError]] = {
@@ -75,6 +78,10 @@ class ErrorMap:
     """What the client makes of an error that the server answered."""
     ours: Mapping[type[TorrelqueError], type[TorrelqueError]]
     """For each kind of error the class that is also one of the client's."""
+
+    def read(self, reply: Reply | ReplyError) -> Reply | Exception:
+        """Make an error of the client's of an answer that is one."""
+        return self.reply(str(reply)) if isinstance(reply, ReplyError) else reply
 
     def mapped(self, otherwise: type[TorrelqueError]) -> Mapped:
         """Translate what a `with` body raises; *otherwise* is what a lost connection means at this point."""

@@ -45,9 +45,9 @@ from torrelque.errors import (
 
 from ._asyncio import AsyncioSignal, Deadline, Deadlines
 from ._errors import ErrorMap
-from ._scripts import ASKING, Requests, arguments, pack, run_scripts
+from ._scripts import Requests, ScriptRunner, arguments, pack
 from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
-from ._wire import CLOSE_TIMEOUT, ReplyError, Wire
+from ._wire import CLOSE_TIMEOUT, Wire
 from .base import ANSWER_TIMEOUT, HOT, LANES, LATE, Blocker, Signal, Subscriber
 
 logger = logging.getLogger("torrelque")
@@ -78,6 +78,8 @@ _ERRORS = ErrorMap(
     reply=theirs.ResponseError,
     ours={
         TorrelqueUnavailableError: RedisPyUnavailableError,
+        TorrelqueUnknownOutcomeError: RedisPyUnknownOutcomeError,
+        TorrelqueNotDurableError: RedisPyNotDurableError,
         TorrelqueFullError: RedisPyFullError,
         TorrelqueStorageError: RedisPyStorageError,
     },
@@ -207,8 +209,10 @@ class _Streams:
         self._writer.close()
 
 
-class RedisPyDriver:
+class RedisPyDriver(ScriptRunner):
     """Drives a :class:`redis.asyncio.Redis` or a :class:`redis.asyncio.RedisCluster`."""
+
+    errors = _ERRORS
 
     def __init__(self, client: Any) -> None:
         self._topology, self._maker = _find(client)
@@ -281,26 +285,12 @@ class RedisPyDriver:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("Background work of a queue that was not entered has failed", exc_info=error)
 
-    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-        replies = await run_scripts(self._send, calls, self._topology)
-        lost = RedisPyUnknownOutcomeError
-        return [_ERRORS.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
-
-    async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
-        harmless = all(call.script.reads_only for call in calls)
-        lost = RedisPyUnavailableError if harmless else RedisPyUnknownOutcomeError
-        if place is not None:
-            replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
-            replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
-        else:
-            replies = await self._ask(*self._requests.written(name, calls), lost)
-        return self._requests.read(calls, replies, RedisPyNotDurableError)
-
-    async def _ask(self, request: bytes, answers: int, lost: type[TorrelqueError]) -> list[Reply | Exception]:
-        """Make one round trip; *lost* is what it means that no answer came."""
+    async def _ask(
+        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
+    ) -> list[Reply | Exception]:
         loan = await self._lend()
         try:
-            with _ERRORS.mapped(lost), self._within(loan):
+            with _ERRORS.mapped(lost), self._within(loan, waits):
                 replies = await loan.wire.ask(request, answers)
         except BaseException:
             # An answer may still come, and must never reach somebody else.
@@ -309,12 +299,11 @@ class RedisPyDriver:
             raise
         finally:
             await self._give_back(loan)
-        return list(map(_as_error, replies))
+        return list(map(_ERRORS.read, replies))
 
     async def _ask_once(
         self, place: Place, request: bytes, answers: int, lost: type[TorrelqueError]
     ) -> list[Reply | Exception]:
-        """Ask a node to which a slot is being moved, which otherwise would send us back."""
         assert self._maker is not None
         with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(ANSWER_TIMEOUT):
             connection = await self._maker.connect(place)
@@ -323,11 +312,11 @@ class RedisPyDriver:
                 replies = await Wire(_Streams(connection)).ask(request, answers)
         finally:
             await _drop(connection)
-        return list(map(_as_error, replies))
+        return list(map(_ERRORS.read, replies))
 
-    def _within(self, loan: _Loan) -> AbstractContextManager[None]:
+    def _within(self, loan: _Loan, waits: float = 0.0) -> AbstractContextManager[None]:
         """Bound the wait for an answer; it also ends when the primary turns out to be elsewhere."""
-        deadline = self._deadlines.within(loan.patience + self._requests.timeout)
+        deadline = self._deadlines.within(loan.patience + waits)
         return deadline if self._watchman is None else _watched(self._watchman, deadline, loan.generation)
 
     async def _lend(self) -> _Loan:
@@ -560,10 +549,6 @@ def _watched(watchman: Watchman, deadline: Deadline, generation: int) -> Iterato
             yield
         finally:
             watchman.end(deadline)
-
-
-def _as_error(reply: Reply | ReplyError) -> Reply | Exception:
-    return theirs.ResponseError(str(reply)) if isinstance(reply, ReplyError) else reply
 
 
 async def _drop(connection: Any) -> None:

@@ -10,9 +10,15 @@ from typing import Any, TypeAlias
 from anyio import current_time, sleep
 
 from torrelque.calls import Assurance, Call, Reply
-from torrelque.errors import TorrelqueError, TorrelqueNotDurableError, TorrelqueRedisError
+from torrelque.errors import (
+    TorrelqueError,
+    TorrelqueNotDurableError,
+    TorrelqueRedisError,
+    TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
+)
 
-from ._errors import error_code
+from ._errors import ErrorMap, error_code
 from ._topology import Place, Topology, redirected
 from ._wire import ReplyError, Wire
 
@@ -35,6 +41,44 @@ async def run_scripts(send: Send, calls: Sequence[Call[Any]], topology: Topology
     if any(isinstance(reply, Exception) for reply in replies):
         await _Rerun(send, calls, topology, replies).run()
     return replies
+
+
+class ScriptRunner:
+    """What drivers have in common: they run scripts over round trips that each makes in its own way."""
+
+    errors: ErrorMap
+    _topology: Topology
+    _requests: Requests
+
+    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
+        replies = await run_scripts(self._send, calls, self._topology)
+        lost = self.errors.ours[TorrelqueUnknownOutcomeError]
+        return [self.errors.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
+
+    async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
+        harmless = all(call.script.reads_only for call in calls)
+        lost = self.errors.ours[TorrelqueUnavailableError if harmless else TorrelqueUnknownOutcomeError]
+        if place is not None:
+            replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
+            replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
+        else:
+            replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout)
+        return self._requests.read(calls, replies, self.errors.ours[TorrelqueNotDurableError])
+
+    async def _ask(
+        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
+    ) -> list[Reply | Exception]:
+        """Make one round trip; *lost* is what it means that no answer came.
+
+        :param waits: so many seconds the server may wait before it answers
+        """
+        raise NotImplementedError
+
+    async def _ask_once(
+        self, place: Place, request: bytes, answers: int, lost: type[TorrelqueError]
+    ) -> list[Reply | Exception]:
+        """Ask a node to which a slot is being moved, which otherwise would send us back."""
+        raise NotImplementedError
 
 
 class _Rerun:
