@@ -136,6 +136,7 @@ class Room:
             await self._settle()
             raise
         if seat.error is not None:
+            self.hand_back(seat.got)
             raise fresh(seat.error)
         return seat.got
 
@@ -247,7 +248,7 @@ class Room:
         return len(self._seats) - self._asked_for
 
     async def _claim(self, wanted: int, caught: Sequence[bytes] = ()) -> Claim | None:
-        """Ask Redis for tasks, the caught ones first; when that fails, everybody is told and leaves."""
+        """Ask Redis for tasks, the caught ones first; when that fails, everybody leaves: with some, or is told."""
         asked = self._driver.now()
         self._asked_for += wanted
         if self._unasked_for >= HALF and self._plenty:
@@ -257,6 +258,8 @@ class Room:
         except TorrelqueRedisError as error:
             # Handing back what was caught is right in each case: it does nothing where the claim took effect.
             self._returns += [(task_id, None) for task_id in caught]
+            for seat in [seat for seat in self._seats if seat.got]:
+                self._dismiss(seat)
             self._dismiss_all(error)
             return None
         finally:

@@ -372,6 +372,15 @@ async def test_failed_claim() -> None:
         assert len(await room.dequeue(1, None)) == 1
 
 
+async def test_a_failed_claim_takes_nothing_away() -> None:
+    """Who has some of what was wanted when the next claim fails gets that: else it would be leased to nobody."""
+    driver = ScriptedDriver(Script(claim("a", "b", more=1), TorrelqueUnavailableError("gone")))
+    async with open_room(driver) as room:
+        assert [delivery.task_id for delivery in await room.dequeue(3, 5)] == [b"a", b"b"]
+    assert wanted(driver) == [3, 1]
+    assert returned(driver) == []
+
+
 async def test_failed_adoption_hands_back() -> None:
     """When the claim that should adopt an id fails, the id is handed back: harmless if it was adopted after all."""
     driver = ScriptedDriver(Script())
@@ -476,3 +485,19 @@ async def test_closed_while_somebody_waits() -> None:
             group.start_soon(take, room, 5, 60, got)
             await until(lambda: driver.blocker.blocked)
     assert [type(error) for error in got] == [TorrelqueClosedError] * 2
+
+
+async def test_closed_while_somebody_has_some() -> None:
+    """Leaving the queue hands back what somebody has got who waits for more."""
+    driver = TwoClaims(claim("a", "b", more=1), NOTHING)
+    driver.gates[0].set()
+    got: list[Any] = []
+    async with anyio.create_task_group() as group:
+        async with open_room(driver) as room:
+            group.start_soon(take, room, 3, None, got)
+            await until(lambda: len(driver.named("dequeue")) == 2)
+            room.close()
+            driver.gates[1].set()
+            await until(lambda: bool(returned(driver)))
+    assert isinstance(got[0], TorrelqueClosedError)
+    assert sorted(returned(driver)) == [(b"a", b"1"), (b"b", b"1")]

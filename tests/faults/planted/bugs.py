@@ -376,7 +376,13 @@ _OURS = (
     Bug(
         "own-lost-hand-back",
         "What was claimed for a caller who was cancelled is kept",
-        [in_python("torrelque.waiting:Room.dequeue", "        self.hand_back(seat.got)\n", "        pass\n")],
+        [
+            in_python(
+                "torrelque.waiting:Room.dequeue",
+                "except BaseException:\n        self.hand_back(seat.got)\n",
+                "except BaseException:\n        pass\n",
+            )
+        ],
         ["tests/unit/test_waiting.py::test_who_left_with_some_of_what_was_wanted"],
         "",
     ),
