@@ -1,17 +1,23 @@
-"""The means of the fault bench: what a power cut takes away, and that no process outlives its run."""
+"""Storage that was damaged; and the means of the fault bench: what a power cut takes away, and no process stays."""
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from faults.crew import Crew
 from faults.storage import unflushed
-from support import wait_until
+from support import REDIS, SERVERS, Snapshot, running_server, snapshot, wait_until
+
+from torrelque import Torrelque, TorrelqueCheckFinding, TorrelqueError, embedded
 
 AOF = "</d/appendonlydir/appendonly.aof.1.incr.aof>"
 
@@ -78,3 +84,78 @@ def test_crew_dies_with_its_maker(tmp_path: Path) -> None:
         assert alive(pid)
         process.send_signal(signal.SIGKILL)
     wait_until(lambda: not alive(pid))
+
+
+def cut(log: bytes) -> bytes:
+    return log[:-7]
+
+
+def append_junk(log: bytes) -> bytes:
+    return log + random.Random(7).randbytes(7)
+
+
+def flip_a_bit(log: bytes) -> bytes:
+    """Spoil the first byte of the last command, which is the end of a transaction: so is the effect of each script."""
+    last = log.rindex(b"*1\r\n$4\r\nEXEC")
+    return log[:last] + bytes([log[last] ^ 1]) + log[last + 1 :]
+
+
+async def fill(url: str) -> None:
+    """Bring tasks to all places, and one to its end."""
+    async with Torrelque.from_url(url, queue="q") as queue:
+        await queue.enqueue_many([{"n": n} for n in range(30)], task_ids=[f"t{n}" for n in range(30)])
+        pairs = await queue.dequeue(1, max_tasks=5)
+        await queue.release(pairs[0][0], result="done")
+        await queue.requeue(pairs[1][0])
+        await queue.requeue(pairs[2][0], delay=1000)
+
+
+async def enqueue_last(url: str) -> None:
+    async with Torrelque.from_url(url, queue="q") as queue:
+        await queue.enqueue("the last", task_id="last")
+
+
+async def look(url: str) -> list[TorrelqueCheckFinding]:
+    """Ask what ``torrelque check`` asks."""
+    async with Torrelque.from_url(url, queue="q") as queue:
+        return (await queue.check(grace=0)).findings
+
+
+def held(snap: Snapshot) -> tuple[object, ...]:
+    return snap.places(), snap.tasks, snap.states, snap.working, snap.delayed
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize(
+    ("damage", "loads", "last_stays"),
+    [(cut, True, False), (append_junk, False, True), (flip_a_bit, False, False)],
+)
+def test_f07_damaged_tail(
+    kind: str, damage: Callable[[bytes], bytes], loads: bool, last_stays: bool, tmp_path: Path
+) -> None:
+    """A damaged end of the append-only file costs what was damaged: all before is as it was, the last call whole or
+    undone, and nothing else is there. A torn end is loaded; another is refused until the server's tool cuts it off."""
+    with running_server(kind, data_dir=tmp_path) as server:
+        anyio.run(fill, server.url)
+        before = held(snapshot(server.admin, "q"))
+        anyio.run(enqueue_last, server.url)
+        after = held(snapshot(server.admin, "q"))
+    (log,) = tmp_path.glob("appendonlydir/*.incr.aof")
+    log.write_bytes(damage(log.read_bytes()))
+    if not loads:
+        with pytest.raises(TorrelqueError, match="Bad file format"), running_server(kind, data_dir=tmp_path):
+            pass
+        mend(kind, log)
+    with running_server(kind, data_dir=tmp_path) as server:
+        assert held(snapshot(server.admin, "q")) == (after if last_stays else before)
+        assert anyio.run(look, server.url) == []
+
+
+def mend(kind: str, log: Path) -> None:
+    """Cut off the damage with the tool that comes with the server, which is the server under another name."""
+    binary = shutil.which(REDIS or "") if kind == "redis" else embedded._find_server(None)
+    command = [f"{kind}-check-aof", "--fix", str(log)]
+    done = subprocess.run(
+        command, executable=binary, input="y\n", capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
