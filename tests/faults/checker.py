@@ -229,14 +229,20 @@ def _add_enqueues(tasks: dict[str, _Task], call: Call) -> None:
     for (task_id, said), deduplicated in zip(call.args, known, strict=True):
         added = call.outcome == OK and not deduplicated
         lease = call.more.get("lease")
-        tasks[task_id].enqueues.append(_Enqueue(call.outcome, said, call.invoked, _end(call), added, lease))
+        end = math.inf if call.outcome == UNKNOWN else _end(call)  # it may be stored long after its caller gave up
+        tasks[task_id].enqueues.append(_Enqueue(call.outcome, said, call.invoked, end, added, lease))
+
+
+def verdicts(call: Call) -> list[str]:
+    """List what a call that settles was told of each task; without an answer, what it would have been: ``applied``."""
+    told: list[str] = call.value if call.value and call.outcome != UNKNOWN else [APPLIED] * len(call.args)
+    if len(told) != len(call.args) or (call.outcome == FAIL and told[0] not in REFUSALS):
+        return [NOT_DONE] * len(call.args)  # the words of an error
+    return told
 
 
 def _add_settles(tasks: dict[str, _Task], call: Call) -> None:
-    verdicts = call.value if call.value and call.outcome != UNKNOWN else [APPLIED] * len(call.args)
-    if len(verdicts) != len(call.args) or (call.outcome == FAIL and verdicts[0] not in REFUSALS):
-        verdicts = [NOT_DONE] * len(call.args)  # the words of an error
-    for (task_id, token), said in zip(call.args, verdicts, strict=True):
+    for (task_id, token), said in zip(call.args, verdicts(call), strict=True):
         outcome = {APPLIED: call.outcome, UNKNOWN: UNKNOWN}.get(said, FAIL)
         lease = call.more.get("lease")
         tasks[task_id].settles.append(
@@ -244,7 +250,7 @@ def _add_settles(tasks: dict[str, _Task], call: Call) -> None:
         )
 
 
-class _Doubt:
+class Doubt:
     """When a claim that nobody saw may have been made: dequeues without an answer."""
 
     def __init__(self, calls: Iterable[Call], events: Iterable[Event], slack: float) -> None:
@@ -259,8 +265,14 @@ class _Doubt:
 
     def within(self, begin: float, end: float) -> bool:
         """Tell whether there was one at any time in between."""
-        index = bisect_right(self._begins, end)
-        return index > 0 and self._ends[index - 1] >= begin
+        return self.next(begin) <= end
+
+    def next(self, at: float) -> float:
+        """Find the first moment from *at* on; infinite if there is none."""
+        index = bisect_right(self._begins, at)
+        if index > 0 and self._ends[index - 1] >= at:
+            return at
+        return self._begins[index] if index < len(self._begins) else math.inf
 
 
 def _stops(events: Iterable[Event]) -> dict[str, list[tuple[int, float]]]:
@@ -293,7 +305,7 @@ class _Judge:
         self._final = final
         self._live = final.live
         self._tasks = _group(history.calls)
-        self._doubt = _Doubt(history.calls, history.events, allowances.lease)
+        self._doubt = Doubt(history.calls, history.events, allowances.lease)
         ways_back = {"disconnect", *(("kill", "term", "stop") if allowances.hands_back else ())}
         self._given_back = {event.about for event in history.events if event.kind in ways_back}
         self._stops = _stops(history.events)
@@ -411,7 +423,7 @@ class _Judge:
             self._broken("unseen claim", task_id, text, by_rollback=True)
 
     def _judge_reason(self, task_id: str, task: _Task, before: _Delivery, claimed: float, after: _Delivery) -> None:
-        own = [s for s in task.settles if s.token in (before.token, None) and s.invoked < after.completed]
+        own = [s for s in task.settles if s.token in (before.token, None) and s.invoked <= after.completed]
         if any(settle.op == "requeue" and settle.outcome != FAIL for settle in own):
             self._findings.counts["requeued"] += 1
             return
@@ -434,17 +446,17 @@ class _Judge:
 
     def _lease_end(self, task: _Task, own: Sequence[_Settle], claimed: float) -> float:
         """No lease that was claimed then ended before."""
-        given = next((enqueue.lease for enqueue in task.enqueues if enqueue.lease is not None), self._allowed.lease)
-        end = claimed + given * _SECOND
-        for extend in own:
-            if extend.op != "extend" or extend.outcome == FAIL:
-                continue
-            length = given if extend.lease is None else extend.lease
-            if length < given:
-                end = min(end, extend.invoked + length * _SECOND)
-            elif extend.outcome == OK:
-                end = max(end, extend.invoked + length * _SECOND)
-        return end
+        own_lease = next((enqueue.lease for enqueue in task.enqueues if enqueue.lease is not None), self._allowed.lease)
+        given = min([own_lease, *(s.lease for s in task.settles if s.op == "requeue" and s.lease is not None)])
+        extends = [settle for settle in own if settle.op == "extend" and settle.outcome != FAIL]
+        applied = [extend.invoked for extend in extends if extend.outcome == OK]
+        since = max(applied, default=claimed)
+        ends = [
+            max(extend.invoked, since) + (given if extend.lease is None else extend.lease) * _SECOND
+            for extend in extends
+            if extend.outcome == UNKNOWN or extend.completed >= since  # it may have been the last
+        ]
+        return min(ends if applied else [*ends, claimed + given * _SECOND])
 
     def _judge_settles(self, task_id: str, task: _Task) -> None:
         """I5: who had the task before another changes nothing."""
@@ -463,7 +475,7 @@ class _Judge:
         for settle in task.settles:
             if not settle.refused or settle.token not in claims:
                 continue
-            own = [s for s in task.settles if s.token in (settle.token, None) and s.invoked < settle.completed]
+            own = [s for s in task.settles if s.token in (settle.token, None) and s.invoked <= settle.completed]
             ended = any(other.op != "extend" and other.outcome != FAIL for other in own)
             sure = self._lease_end(task, own, claims[settle.token]) - self._allowed.tolerance * _SECOND
             if not ended and settle.completed < sure:
@@ -483,4 +495,4 @@ class _Judge:
                 self._broken("leftover", key, "is a key that should be gone")
 
 
-__all__ = ["Allowances", "Final", "Findings", "Violation", "check", "partition", "take"]
+__all__ = ["Allowances", "Doubt", "Final", "Findings", "Violation", "check", "partition", "take", "verdicts"]

@@ -50,7 +50,9 @@ def test_no_bug_survives_nothing() -> None:
     assert not kill(harmless, 3).killed
 
 
-@pytest.mark.parametrize("name", ["u12-late-owner", "u34-only-logged", "own-off-by-one-reply", "own-body-cut"])
+@pytest.mark.parametrize(
+    "name", ["u12-late-owner", "u34-only-logged", "own-failed-claim-takes", "own-off-by-one-reply", "own-body-cut"]
+)
 def test_is_killed(name: str) -> None:
     """Some of them, here by their seeds; all of them by the figure a10-planted."""
     assert kill(BUGS[name]).killed

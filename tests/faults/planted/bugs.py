@@ -387,6 +387,22 @@ _OURS = (
         "",
     ),
     Bug(
+        "own-failed-claim-takes",
+        "A failed claim takes from those who wait for more what they have got",
+        [
+            in_python(
+                "torrelque.waiting:Room._claim",
+                "for seat in [seat for seat in self._seats if seat.got]:",
+                "for seat in []:",
+            ),
+            in_python(
+                "torrelque.waiting:Room.dequeue",
+                "if seat.error is not None:\n        self.hand_back(seat.got)\n",
+                "if seat.error is not None:\n",
+            ),
+        ],
+    ),
+    Bug(
         "own-surplus-kept",
         "What was claimed for callers who have left is kept",
         [

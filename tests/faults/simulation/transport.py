@@ -28,6 +28,9 @@ from torrelque.errors import (
 from .server import Block, SimServer, Subscription
 from .store import CommandError
 
+#: Seconds after which the server may still find a command whose sender has gone.
+LATEST = 5.0
+
 _ERRORS = ErrorMap(
     root=CommandError,
     reply=CommandError,
@@ -115,7 +118,7 @@ class Network:
     def apply_later(self, commands: Sequence[Sequence[bytes]], epoch: int) -> None:
         """Let the server find commands in its socket whose sender does not wait any more."""
         self.on_their_way += 1
-        self.spawn(self._apply_later, commands, epoch, self.chance.uniform(0, 5))
+        self.spawn(self._apply_later, commands, epoch, self.chance.uniform(0, LATEST))
 
     async def _apply_later(self, commands: Sequence[Sequence[bytes]], epoch: int, delay: float) -> None:
         await trio.sleep(delay)
@@ -138,6 +141,8 @@ class SimDriver:
         self._topology = Topology(Place("simulated", 6379))
         #: The process was killed: nothing that it does from here on reaches anybody.
         self.dead = False
+        #: Called with the time at which a claim was sent, when it has no answer.
+        self.on_lost_claim: Callable[[float], None] = lambda began: None
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
@@ -166,7 +171,15 @@ class SimDriver:
     async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
         lost = TorrelqueUnavailableError if harmless else TorrelqueUnknownOutcomeError
-        return await self._ask([(name, *arguments(name, call)) for call in calls], lost)
+        began = trio.current_time()
+        try:
+            return await self._ask([(name, *arguments(name, call)) for call in calls], lost)
+        except BaseException as error:
+            if not isinstance(error, TorrelqueUnavailableError) and any(
+                call.script.name == "dequeue" for call in calls
+            ):
+                self.on_lost_claim(began)
+            raise
 
     async def _ask(self, commands: Sequence[Sequence[bytes]], lost: type[TorrelqueError]) -> list[Reply | Exception]:
         """Make one round trip; *lost* is what it means that no answer came."""

@@ -1,4 +1,10 @@
-"""What the clients of a simulated queue were told, and whether that is what the server did."""
+"""What the clients of a simulated queue were told, and whether that is right.
+
+Calls are written down in the form of ``faults/history.py``, and judged as those of real processes are, by
+``faults/checker.py``, and by ``faults/sequential.py``. Here is judged only what nobody but a simulation can know, for
+its ledger has seen all that the server did: whether each answer is the one that the server gave, and whether what was
+claimed came to somebody.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +12,34 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-from torrelque import TorrelqueTaskId
+from faults import checker, sequential
+from faults.checker import Allowances, Final
+from faults.history import (
+    APPLIED,
+    LEASE_LOST,
+    NOT_WORKING,
+    OK,
+    UNKNOWN_TASK,
+    Call,
+    Event,
+    History,
+    digest,
+    outcome,
+)
+
 from torrelque.model import TorrelqueTaskState
 
-from .ledger import Claim, Ledger
+from .ledger import REJECTED, Claim, Ledger, View
 
-#: What a settle raises, and what the script had answered.
-VERDICTS = {"TorrelqueLeaseLostError": "-2", "TorrelqueNotWorkingError": "-1", "TorrelqueLookupError": "0"}
-#: Errors after which nothing has happened.
-REFUSED = {"TorrelqueUnavailableError", "TorrelqueFullError", "TorrelqueStorageError"}
+#: What a settle is told, and what the script had answered.
+_SCRIPTS_WORD = {LEASE_LOST: "-2", NOT_WORKING: "-1", UNKNOWN_TASK: "0"}
 #: Seconds within which a delivery that nobody saw is handed back, when nothing fails.
 AT_ONCE = 1.0
 #: Seconds within which a watch ends, when nothing fails; its reader pauses between two states.
 TOLD = 4.0
-
-
-@dataclass
-class Settle:
-    """One call to release, requeue or extend."""
-
-    operation: str
-    task_id: TorrelqueTaskId
-    outcome: str = "begun"
-    """``ok``, ``cancelled`` or the name of an error; a program that was killed did not get so far."""
-    value: Any = None
-    wanted: tuple[str, bytes] | None = None
-    """Of a release: status and result."""
 
 
 @dataclass
@@ -48,14 +54,31 @@ class Watch:
     """Alike, if it ended by itself."""
 
 
-class History:
-    """Collects, and judges at the end."""
+def final(view: View) -> Final:
+    """Tell what a queue holds, in the words of the checker. Whether it is in order is judged by the ledger."""
+    return Final(
+        {
+            "pending": view.pending,
+            "dequeueing": view.parked,
+            "working": list(view.working),
+            "delayed": list(view.delayed),
+        },
+        {task_id: digest(task.body) for task_id, task in view.live.items()},
+        {task_id: "REJECTED" if status == REJECTED else "COMPLETED" for task_id, (status, _) in view.final.items()},
+    )
 
-    def __init__(self) -> None:
-        self.enqueues: dict[str, list[str]] = defaultdict(list)
-        """By id, how each try went."""
-        self.deliveries: list[tuple[TorrelqueTaskId, bytes]] = []
-        self.settles: list[Settle] = []
+
+class Record:
+    """Collects, and judges at the end.
+
+    :param clock: nanoseconds, as real processes write them down
+    :param allowances: what the checker is told of the run
+    """
+
+    def __init__(self, clock: Callable[[], int], allowances: Allowances) -> None:
+        self._clock = clock
+        self._allowances = allowances
+        self.history = History()
         self.watches: list[Watch] = []
         self.states: list[tuple[str, TorrelqueTaskState]] = []
         self.stats: list[tuple[int, ...]] = []
@@ -63,86 +86,93 @@ class History:
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()
 
+    def begin(self, process: str, op: str, args: Any, **more: Any) -> Call:
+        """Note a call that is about to be made; a program that is killed meanwhile leaves it without an end."""
+        call = Call(process, op, args, self._clock(), more=more)
+        self.history.calls.append(call)
+        return call
+
+    def end(self, call: Call, how: str, value: Any) -> None:
+        """Note how a call went: ``ok``, ``cancelled``, or with an error; what it was told is for its caller to note."""
+        call.completed = self._clock()
+        if how == "ok":
+            call.outcome = OK
+        elif how != "cancelled":
+            call.outcome, call.value = outcome(value, len(call.args) if isinstance(call.args, list) else 1)
+
+    def event(self, kind: str, about: str) -> None:
+        """Note what was done to a program."""
+        self.history.events.append(Event(kind, about, self._clock()))
+
     def judge(self, ledger: Ledger) -> list[str]:
-        """Compare with what the server did."""
-        judges: tuple[Callable[[Ledger], Iterator[str]], ...] = (
-            self._enqueues, self._deliveries, self._tokens, self._settles, self._watches, self._looks,
+        """Judge all that was promised."""
+        self._name(ledger)
+        held = final(ledger.view())
+        promises = chain(
+            checker.check(self.history, held, self._allowances).violations,
+            sequential.check(self.history, held, self._allowances),
+        )
+        own = chain(
+            self._enqueues(ledger), self._settles(ledger), self._claims(ledger), self._watches(ledger),
+            self._looks(ledger),
         )  # fmt: skip
-        return [*ledger.violations, *self.violations, *(line for judge in judges for line in judge(ledger))]
+        return [*ledger.violations, *self.violations, *own, *map(str, promises)]
+
+    def _name(self, ledger: Ledger) -> None:
+        """Find the id of what was enqueued without one, and had no answer; what was never stored has none."""
+        ids = {digest(body): task_id for (task_id, _), body in ledger.bodies.items()}
+        for call in self.history.calls:
+            if call.op == "enqueue" and call.args[0][0] is None:
+                said = call.args[0][1]
+                call.args = [(ids[said], said)] if said in ids else []
 
     def _enqueues(self, ledger: Ledger) -> Iterator[str]:
-        """I1, I19: what was acknowledged was stored, what was refused was not."""
-        for task_id, tries in self.enqueues.items():
-            added = ledger.lives[task_id]
-            if "ok" in tries and not added:
-                yield f"I1: {task_id} was acknowledged and never stored"
-            if added and set(tries) <= REFUSED:
-                yield f"I19: {task_id} was refused ({', '.join(tries)}) and stored"
-            if ("ok" in tries and "1" not in ledger.said["enqueue", task_id, ""]) or (
-                "deduplicated" in tries and "0" not in ledger.said["enqueue", task_id, ""]
-            ):
-                yield f"I16: {task_id} was told {tries}, and the script said {ledger.said['enqueue', task_id, '']}"
-
-    def _deliveries(self, ledger: Ledger) -> Iterator[str]:
-        """I2, I4, I5, I15: each delivery is a claim of its own, and each claim is a delivery or was handed back."""
-        seen = Counter((str(task_id), task_id.dequeue_count, body) for task_id, body in self.deliveries)
-        standing: dict[tuple[str, int, bytes], list[Claim]] = defaultdict(list)
-        for claims in ledger.claims.values():
-            for claim in claims:
-                if claim.ended != "handback":
-                    standing[claim.task_id, claim.token, claim.body].append(claim)
-                elif ledger.on_time and claim.ended_at - claim.at > AT_ONCE:
-                    yield f"I15: {claim.task_id} was handed back after {claim.ended_at - claim.at:.3f} s"
-        for key, count in seen.items():
-            if count > len(standing[key]):
-                claimed = len(standing[key])
-                yield f"I4: {key[0]} was delivered {count} times with token {key[1]}, claimed {claimed} times"
-        for key, claims in standing.items():
-            if ledger.on_time and len(claims) > seen[key]:
-                yield f"I15: {key[0]} was claimed with token {key[1]}, and nobody got it, nor was it handed back"
-
-    def _tokens(self, ledger: Ledger) -> Iterator[str]:
-        """I2, I5: what was delivered was claimed, and the numbers that callers see grow as long as a task lives."""
-        claimed: set[tuple[str, int, bytes]] = set()
-        for task_id, claims in ledger.claims.items():
-            last: dict[int, int] = {}
-            for claim in claims:
-                claimed.add((task_id, claim.token, claim.body))
-                if claim.ended == "handback":
-                    continue
-                if claim.token <= last.get(claim.life, 0):
-                    yield f"I5: {task_id} was delivered with token {claim.token} after {last[claim.life]}"
-                last[claim.life] = claim.token
-        for task_id, body in self.deliveries:
-            if (str(task_id), task_id.dequeue_count, body) not in claimed:
-                yield f"I2: {task_id} was delivered with {body!r}, which was never claimed"
+        """I16: each producer was told what the script said."""
+        for call in self.history.calls:
+            if call.op == "enqueue" and call.outcome == OK:
+                for (task_id, _), deduplicated in zip(call.args, call.value, strict=True):
+                    said = ledger.said["enqueue", task_id, ""]
+                    if str(int(not deduplicated)) not in said:
+                        yield f"I16: {task_id} was told deduplicated={deduplicated}, and the script said {sorted(said)}"
 
     def _settles(self, ledger: Ledger) -> Iterator[str]:
-        """I5, I7, I16, I19: each caller was told what the script said of its task, and an error is honest."""
-        tries: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-        for settle in self.settles:
-            key = (settle.operation, str(settle.task_id), str(settle.task_id.dequeue_count))
-            tries[key].append(settle.outcome)
-            said = ledger.said[key]
-            if settle.outcome in VERDICTS and VERDICTS[settle.outcome] not in said:
-                yield f"I16: {key} raised {settle.outcome}, and the script said {sorted(said)}"
-            if settle.outcome == "ok" and not self._was_done(settle, ledger):
-                yield f"I16: {key} returned {settle.value} for {settle.wanted}, and the script said {sorted(said)}"
-        for key, outcomes in tries.items():
-            if set(outcomes) <= REFUSED and ledger.said[key] - {"0", "-1", "-2"}:
-                yield f"I19: {key} was refused ({', '.join(outcomes)}) and applied"
-        for key, releases in ledger.releases.items():
-            if len(releases) > sum(claim.token == key[1] for claim in ledger.claims[key[0]]):
-                yield f"I7: {key} was released {len(releases)} times"
+        """I16: each consumer was told what the script said of its task, and what it gave as a result was stored."""
+        for call in self.history.calls:
+            if call.op in ("release", "requeue", "extend"):
+                for n, verdict in enumerate(checker.verdicts(call)):
+                    task_id, token = call.args[n]
+                    said = ledger.said[call.op, task_id, str(token)]
+                    if verdict in _SCRIPTS_WORD and _SCRIPTS_WORD[verdict] not in said:
+                        yield f"I16: {call.op} of {task_id} was told {verdict}, and the script said {sorted(said)}"
+                    if verdict == APPLIED and call.outcome == OK and not self._was_done(call, n, ledger):
+                        yield f"I16: {call.op} of {task_id} was told {call.more}, and the script said {sorted(said)}"
 
     @staticmethod
-    def _was_done(settle: Settle, ledger: Ledger) -> bool:
-        said = ledger.said[settle.operation, str(settle.task_id), str(settle.task_id.dequeue_count)]
-        if settle.operation == "extend":
-            return any(abs(float(text) - settle.value) < 1e-5 for text in said)
-        if settle.wanted is not None:
-            return settle.wanted in ledger.releases[str(settle.task_id), settle.task_id.dequeue_count]
+    def _was_done(call: Call, n: int, ledger: Ledger) -> bool:
+        task_id, token = call.args[n]
+        said = ledger.said[call.op, task_id, str(token)]
+        if call.op == "extend":
+            return any(abs(float(text) - call.more["until"]) < 1e-5 for text in said)
+        if call.op == "release":
+            return call.more["results"][n] in ledger.releases[task_id, token]
         return "1" in said
+
+    def _claims(self, ledger: Ledger) -> Iterator[str]:
+        """I15: when nothing fails, what was claimed came to somebody or was handed back at once."""
+        if not ledger.on_time:
+            return
+        seen = Counter(
+            each for call in self.history.calls if call.op == "dequeue" and call.outcome == OK for each in call.value
+        )
+        standing: dict[tuple[str, int, str], list[Claim]] = defaultdict(list)
+        for claim in chain.from_iterable(ledger.claims.values()):
+            if claim.ended != "handback":
+                standing[claim.task_id, claim.token, digest(claim.body)].append(claim)
+            elif claim.ended_at - claim.at > AT_ONCE:
+                yield f"I15: {claim.task_id} was handed back after {claim.ended_at - claim.at:.3f} s"
+        for key, claims in standing.items():
+            if len(claims) > seen[key]:
+                yield f"I15: {key[0]} was claimed with token {key[1]}, and nobody got it, nor was it handed back"
 
     def _watches(self, ledger: Ledger) -> Iterator[str]:
         """I12: a watch tells states that were, in their order; its end is an end, and soon told."""
@@ -182,4 +212,4 @@ class History:
             yield f"I16: the result of {task_id} was told as {state.result!r}, and is one of {kept}"
 
 
-__all__ = ["REFUSED", "VERDICTS", "History", "Settle", "Watch"]
+__all__ = ["Record", "Watch", "final"]

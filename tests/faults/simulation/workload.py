@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import trio
+from faults.history import Call, digest, verdict
 
 from torrelque import (
     Torrelque,
@@ -17,11 +18,10 @@ from torrelque import (
     TorrelqueLookupError,
     TorrelqueTaskId,
     TorrelqueTaskStatus,
-    TorrelqueTimeoutError,
 )
 
-from .history import REFUSED, VERDICTS, Settle, Watch
 from .transport import SimDriver
+from .verdicts import Watch
 
 if TYPE_CHECKING:
     from .world import World
@@ -33,13 +33,17 @@ LEFT = 2.0
 LEASES = (0.3, 1.0, 3.0)
 #: Seconds after which a look for a task is over: when nothing fails, and in any case.
 LOOKED, LOOKED_AT_LAST = 2.0, 40.0
-_LOST = {"TorrelqueUnknownOutcomeError", "TorrelqueClosedError", *REFUSED}
+#: Errors after which nothing has happened.
+_REFUSED = {"TorrelqueUnavailableError", "TorrelqueFullError", "TorrelqueStorageError"}
+_LOST = {"TorrelqueUnknownOutcomeError", "TorrelqueClosedError", *_REFUSED}
+#: What a settle raises that came too late.
+_TOO_LATE = {"TorrelqueLeaseLostError", "TorrelqueNotWorkingError", "TorrelqueLookupError"}
 #: How calls may go beside being done, cancelled, or failing with Redis.
 ANSWERS = {
     "dequeue": {"TorrelqueTimeoutError"},
-    "release": set(VERDICTS),
-    "requeue": set(VERDICTS),
-    "extend": set(VERDICTS),
+    "release": _TOO_LATE,
+    "requeue": _TOO_LATE,
+    "extend": _TOO_LATE,
     "state": {"TorrelqueLookupError"},
     "watch": {"TorrelqueLookupError", "TorrelqueTimeoutError"},
 }
@@ -54,8 +58,10 @@ class Program:
     def __init__(self, world: World, number: int, *, calm: bool = False) -> None:
         self.world = world
         self.number = number
+        self.name = f"program-{number}"
         self.chance = random.Random(f"{world.seed} program {number}")
         self.driver = SimDriver(world.network)
+        self.driver.on_lost_claim = self._note_lost_claim
         # The library picks the driver that suits a client; this client is the driver itself.
         with mock.patch("torrelque.queue.driver_for", lambda client: client):
             self.queue = Torrelque(self.driver, queue=world.queue)
@@ -72,6 +78,7 @@ class Program:
 
     def kill(self) -> None:
         """End like a process that is killed: nothing is said to anybody from here on."""
+        self.world.record.event("kill", self.name)
         self.driver.dead = True
         self.scope.cancel()
 
@@ -111,7 +118,10 @@ class Program:
     async def _call(
         self, what: str, call: Callable[[], Awaitable[Any]], patience: float | None = None
     ) -> tuple[str, Any]:
-        """Make a call, given up after *patience* seconds; returns how it went, and its value or error."""
+        """Make a call, given up after *patience* seconds.
+
+        Returns how it went (``ok``, ``cancelled`` or the name of an error), and its value or error.
+        """
         world = self.world
         world.operations += 1
         asked = trio.current_time()
@@ -131,7 +141,7 @@ class Program:
             outcome = "cancelled"
         if patience is not None and took > patience + PROMPT:
             world.broken(f"I15: {what} ended {took - patience:.3f} s after it was cancelled")
-        world.history.outcomes[f"{what.split()[0]} {outcome}"] += 1
+        world.record.outcomes[f"{what.split()[0]} {outcome}"] += 1
         world.trace(f"{self.number} {what} {outcome} {_told(value)}")
         allowed = {"ok", "cancelled", *ANSWERS.get(what.split()[0], ())} | (set() if world.on_time else _LOST)
         if outcome not in allowed:
@@ -171,45 +181,46 @@ class Program:
         task_id = self._new_id() if self.chance.random() < 0.8 else None
         for attempt in range(4):
             body = {"of": task_id, "try": attempt, "nonce": self.chance.getrandbits(32)}
-            begun = self._begin(task_id)
+            noted = self._begin("enqueue", [(task_id, _digest(body))], lease=lease, delay=delay)
             outcome, value = await self._call(
                 f"enqueue {task_id}",
                 lambda body=body: self.queue.enqueue(body, task_id=task_id, delay=delay, task_timeout=lease),
                 self._patience(),
             )
-            if outcome == "ok":
-                outcome = self._enqueued(value)
-            begun(outcome)
+            self._enqueued(noted, outcome, [value] if outcome == "ok" else value)
             # A repeat is harmless for an id of one's own; some do it even after an acknowledgement.
-            if task_id is None or (outcome == "ok" and self.chance.random() < 0.9):
+            if task_id is None or (outcome == "ok" and not value.deduplicated and self.chance.random() < 0.9):
                 return
             await self._pause(0.3)
 
-    def _begin(self, task_id: str | None) -> Callable[[str], None]:
-        """Note that a try is made, for its program may be killed; returns what notes its end."""
-        tries = self.world.history.enqueues[task_id] if task_id is not None else []
-        tries.append("begun")
+    def _note_lost_claim(self, began: float) -> None:
+        """Note a dequeue without an answer: a claim is for all who wait, and who has left since knows nothing of it."""
+        noted = self._begin("dequeue", 1)
+        noted.invoked = self.world.moment(began)
+        self.world.record.end(noted, "cancelled", None)
 
-        def end(outcome: str) -> None:
-            tries[tries.index("begun")] = outcome
+    def _begin(self, op: str, args: Any, **more: Any) -> Call:
+        return self.world.record.begin(self.name, op, args, **more)
 
-        return end
-
-    def _enqueued(self, value: Any) -> str:
-        self.world.known.append(str(value))
-        return "deduplicated" if value.deduplicated else "ok"
+    def _enqueued(self, noted: Call, outcome: str, value: Any) -> None:
+        """Note how it went, which ids were told, and which of them were there before."""
+        self.world.record.end(noted, outcome, value)
+        if outcome == "ok":
+            self.world.known += map(str, value)
+            noted.args = [(str(task_id), said) for task_id, (_, said) in zip(value, noted.args, strict=True)]
+            noted.value = [task_id.deduplicated for task_id in value]
 
     async def _produce_many(self, delay: float | None, lease: float) -> None:
         ids = [self._new_id() for _ in range(self.chance.randrange(2, 5))]
         bodies = [{"of": task_id, "nonce": self.chance.getrandbits(32)} for task_id in ids]
-        begun = [self._begin(task_id) for task_id in ids]
+        sent = [(task_id, _digest(body)) for task_id, body in zip(ids, bodies, strict=True)]
+        noted = self._begin("enqueue", sent, lease=lease, delay=delay)
         outcome, value = await self._call(
             f"enqueue_many {ids}",
             lambda: self.queue.enqueue_many(bodies, task_ids=ids, delay=delay, task_timeout=lease),
             self._patience(),
         )
-        for n, end in enumerate(begun):
-            end(self._enqueued(value[n]) if outcome == "ok" else outcome)
+        self._enqueued(noted, outcome, value)
 
     # Consumers
 
@@ -250,14 +261,18 @@ class Program:
 
     async def _dequeue(self, timeout: float | None, count: int, patience: float | None) -> tuple[str, Any]:
         asked = trio.current_time()
+        noted = self._begin("dequeue", count)
         outcome, value = await self._call(
             f"dequeue {timeout}", lambda: self.queue.dequeue(timeout, max_tasks=count), patience
         )
+        self.world.record.end(noted, outcome, value)
         if timeout and trio.current_time() - asked > timeout + PROMPT:
             self.world.broken(f"I15: dequeue({timeout}) took {trio.current_time() - asked:.3f} s")
         if outcome == "ok":
-            for task_id, task in [value] if count == 1 else value:
-                self.world.history.deliveries.append((task_id, json.dumps(task).encode()))
+            pairs = [value] if count == 1 else value
+            noted.value = [(str(task_id), task_id.dequeue_count, _digest(task)) for task_id, task in pairs]
+            # It may have been claimed for somebody who has left since.
+            noted.invoked = min(noted.invoked, *(self.world.moment(task_id._delivered) for task_id, _ in pairs))
         return outcome, value
 
     async def _handle(self, task_id: TorrelqueTaskId, task: Any) -> None:
@@ -276,17 +291,18 @@ class Program:
         operation: str,
         task_id: TorrelqueTaskId,
         call: Callable[[], Awaitable[Any]],
-        wanted: tuple[str, bytes] | None = None,
+        **more: Any,
     ) -> str:
         """Settle, again after an error of the network: repeating it is harmless."""
         outcome = ""
         for _ in range(5 if self.calm else self.chance.randrange(1, 4)):
             patience = None if self.calm else self._patience()
-            settle = Settle(operation, task_id, wanted=wanted)
-            self.world.history.settles.append(settle)
+            noted = self._begin(operation, [(str(task_id), task_id.dequeue_count)], **more)
             outcome, value = await self._call(f"{operation} {task_id} {task_id.dequeue_count}", call, patience)
-            settle.outcome, settle.value = outcome, value
-            if outcome not in {"TorrelqueUnknownOutcomeError", *REFUSED}:
+            self.world.record.end(noted, outcome, value)
+            if outcome == "ok" and operation == "extend":
+                noted.more["until"] = value
+            if outcome not in {"TorrelqueUnknownOutcomeError", *_REFUSED}:
                 break
             await self._pause(0.3)
         return outcome
@@ -299,8 +315,13 @@ class Program:
             "release",
             task_id,
             lambda: self.queue.release(task_id, result=result, result_ttl=ttl, status=status, strict=True),
-            (str(int(status)), _stored(result)),
+            results=[(str(int(status)), _stored(result))],
+            kept=[self._kept(result, ttl)],
         )
+
+    def _kept(self, result: Any, ttl: float | None) -> float | None:
+        """For how many seconds a result is kept, if at all."""
+        return None if result is None else self.queue.result_ttl if ttl is None else ttl
 
     async def _finish_slowly(self, task_id: TorrelqueTaskId) -> None:
         await trio.sleep(self.chance.uniform(0, task_id.task_timeout))
@@ -314,13 +335,16 @@ class Program:
         delay = self.chance.choice((None, 0.1, 1.5))
         lease = self.chance.choice((None, None, 1.0))
         await self._settle(
-            "requeue", task_id, lambda: self.queue.requeue(task_id, delay, task_timeout=lease, strict=True)
-        )
+            "requeue", task_id, lambda: self.queue.requeue(task_id, delay, task_timeout=lease, strict=True),
+            lease=lease, delay=delay,
+        )  # fmt: skip
 
     async def _extend(self, task_id: TorrelqueTaskId) -> None:
         for _ in range(self.chance.randrange(1, 3)):
             lease = self.chance.choice((None, self.chance.uniform(0.2, 2)))
-            outcome = await self._settle("extend", task_id, lambda lease=lease: self.queue.extend(task_id, lease))
+            outcome = await self._settle(
+                "extend", task_id, lambda lease=lease: self.queue.extend(task_id, lease), lease=lease
+            )
             if outcome != "ok":
                 return
             await self._pause(0.3)
@@ -329,15 +353,15 @@ class Program:
     async def _hold(self, task_id: TorrelqueTaskId) -> None:
         """Work for longer than a lease, and keep it."""
         length = task_id.task_timeout * self.chance.uniform(0.2, 4)
-        if task_id.task_timeout < 20 * self.world.latency:
-            await self._finish(task_id)  # such a lease cannot be kept over such a distance
+        if task_id._delivered + task_id.task_timeout - trio.current_time() < 20 * self.world.latency:
+            await self._finish(task_id)  # what is left of the lease is too short to be kept over such a distance
             return
 
         async def work() -> None:
             async with self.queue.lease(task_id):
                 await trio.sleep(length)
                 outcome = await self._finish(task_id)
-            if self.world.on_time and outcome in VERDICTS:
+            if self.world.on_time and outcome in _TOO_LATE:
                 self.world.broken(f"I10: nothing failed, and {task_id} was lost under a lease: {outcome}")
 
         try:
@@ -359,16 +383,18 @@ class Program:
 
     async def _release_many(self, ids: list[TorrelqueTaskId]) -> None:
         results = [self.chance.choice((None, f"result {self.chance.getrandbits(32)}")) for _ in ids]
-        settles = [
-            Settle("release", task_id, wanted=("3", _stored(result)))
-            for task_id, result in zip(ids, results, strict=True)
-        ]
-        self.world.history.settles += settles
+        noted = self._begin(
+            "release",
+            [(str(task_id), task_id.dequeue_count) for task_id in ids],
+            results=[("3", _stored(result)) for result in results],
+            kept=[self._kept(result, None) for result in results],
+        )
         outcome, value = await self._call(
             f"release_many {ids}", lambda: self.queue.release_many(ids, results=results), self._patience()
         )
-        for n, settle in enumerate(settles):
-            settle.outcome = outcome if outcome != "ok" or value[n] is None else type(value[n]).__name__
+        self.world.record.end(noted, outcome, value)
+        if outcome == "ok":
+            noted.value = [verdict(error) for error in value]
 
     # Others
 
@@ -383,7 +409,7 @@ class Program:
         limit = self.chance.choice((1, 2, 99, 99))
         now = self.world.server.now
         seen = Watch(task_id, now())
-        self.world.history.watches.append(seen)
+        self.world.record.watches.append(seen)
 
         async def watch() -> None:
             async with aclosing(self.queue.watch(task_id, timeout=timeout)) as following:
@@ -409,21 +435,21 @@ class Program:
             await self._pause(1.0)
             outcome, value = await self._call("stats", self.queue.get_queue_stats, self._patience())
             if outcome == "ok":
-                self.world.history.stats.append(tuple(value))
+                self.world.record.stats.append(tuple(value))
             if self.world.known:
                 task_id = self.chance.choice(self.world.known)
                 outcome, value = await self._call(
                     f"state {task_id}", lambda task_id=task_id: self.queue.get_task_state(task_id), self._patience()
                 )
                 if outcome == "ok":
-                    self.world.history.states.append((task_id, value))
+                    self.world.record.states.append((task_id, value))
 
     async def _sweep_now(self) -> None:
         while not self.world.healed:
             await self._pause(2.0)
             outcome, value = await self._call("sweep", self.queue.sweep, self._patience())
             if outcome == "ok":
-                self.world.history.sweeps.append(tuple(value))
+                self.world.record.sweeps.append(tuple(value))
 
     async def _sweep_on(self) -> None:
         self.queue.schedule_sweep(2.0)
@@ -433,6 +459,10 @@ class Program:
         self.queue.schedule_sweep(self.chance.choice((1.0, 3.0)))
         await self._pause(20.0)
         self.queue.unschedule_sweep()
+
+
+def _digest(body: Any) -> str:
+    return digest(json.dumps(body).encode())
 
 
 def _stored(result: Any) -> bytes:
@@ -446,4 +476,4 @@ def _told(value: Any) -> str:
     return repr(value)
 
 
-__all__ = ["Program", "TorrelqueTimeoutError"]
+__all__ = ["Program"]

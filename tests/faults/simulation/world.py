@@ -13,14 +13,15 @@ from typing import Any
 
 import trio
 import trio.testing
+from faults.checker import Allowances
 
 from torrelque import scripts
 
-from .history import History
 from .ledger import ENOUGH, Ledger
 from .seeding import seeded
 from .server import SimServer, Spinning
-from .transport import Network, Rates
+from .transport import LATEST, Network, Rates
+from .verdicts import Record
 from .workload import Program
 
 #: Seconds of computing after which a history is interrupted.
@@ -31,6 +32,8 @@ ACTIVE = 12.0
 DRAINED = 90.0
 #: Virtual seconds after which what has ended is back when nothing fails; a few ways over the network come to it.
 LATE = 0.05
+#: Virtual seconds by which times that the checker compares may differ: they are rounded.
+EXACT = 1e-5
 #: Virtual seconds after which a silent peer has been noticed.
 NOTICED = 40.0
 #: Virtual seconds after which a history that has not ended hangs.
@@ -73,7 +76,9 @@ class World:
         self.server = SimServer([(script.sha1, script.text, script.name) for script in scripts.ALL])
         self.network = Network(self.server, random.Random(f"{seed} network"), self._rates(), spawn, self.latency)
         self.ledger = Ledger(self.server, self.queue, on_time=self.on_time, late=LATE + 6 * self.latency)
-        self.history = History()
+        #: Forward jumps of the server's clock: when, and by how many seconds.
+        self._jumps: list[tuple[float, float]] = []
+        self.record = Record(self.moment, Allowances(lease=LATEST, tolerance=EXACT))
         self.server.observer = self.ledger
         self.healed = False
         self.operations = 0
@@ -101,9 +106,9 @@ class World:
 
     def broken(self, violation: str) -> None:
         """Note a broken promise."""
-        self.history.violations.append(violation)
+        self.record.violations.append(violation)
         self.trace(f"BROKEN {violation}")
-        if len(self.history.violations) > ENOUGH:
+        if len(self.record.violations) > ENOUGH:
             raise Spinning("too much is broken to go on")
 
     async def live(self, nursery: trio.Nursery) -> None:
@@ -180,6 +185,16 @@ class World:
         by = self.chance.choice((-20, -1, 1, 20, 3600) if self.turned_back < 20 else (1, 20, 3600))
         self.server.shift += by
         self.turned_back += max(-by, 0)
+        if by > 0:
+            self._jumps.append((trio.current_time(), by))
+
+    def moment(self, at: float | None = None) -> int:
+        """Tell the time for the checker, nanoseconds; of the virtual clock's *at* if that is given.
+
+        It jumps ahead with the server's clock, by which leases end early, and not back with it, by which none do.
+        """
+        at = trio.current_time() if at is None else at
+        return round((at + sum(by for when, by in self._jumps if when <= at)) * 1e9)
 
     async def _kill(self, nursery: trio.Nursery) -> None:
         living = [program for program in self.programs if not program.driver.dead]
@@ -235,9 +250,9 @@ class World:
             seed=self.seed,
             operations=self.operations,
             scripts=self.ledger.scripts,
-            violations=self.history.judge(self.ledger),
+            violations=self.record.judge(self.ledger),
             faults=dict(self.network.faults),
-            outcomes=dict(self.history.outcomes),
+            outcomes=dict(self.record.outcomes),
             digest=self._digest.hexdigest(),
             trace=self._lines or [],
             drained=drained,
@@ -258,7 +273,7 @@ async def _main(seed: int, keep_trace: bool) -> Outcome:
                 worlds[0].broken(f"I15: it hangs: not at its end after {ENDED} s")
             nursery.cancel_scope.cancel()
     except* (Exception, Spinning) as errors:
-        worlds[0].history.violations.append(f"I15, I20: it ended with {_first(errors)!r}")
+        worlds[0].record.violations.append(f"I15, I20: it ended with {_first(errors)!r}")
     return worlds[0].outcome(drained)
 
 
