@@ -145,6 +145,7 @@ class Doors:
         self._guard = guard
         self._health = health
         self._addresses = settings.addresses
+        self._certificates = Certificates(settings) if settings.tls_cert else None
         self._server = self._made()
 
     def _made(self) -> grpc.aio.Server:
@@ -164,7 +165,7 @@ class Doors:
         return [address.target() for address in self._addresses]
 
     def _listen(self) -> list[Address]:
-        credentials = Certificates(self._settings).credentials() if self._settings.tls_cert else None
+        credentials = self._certificates.credentials() if self._certificates else None
         taken: list[Address] = []
         for address in self._addresses:
             try:

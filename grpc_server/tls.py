@@ -23,20 +23,24 @@ class Certificates:
         assert settings.tls_key
         self._cert, self._key = Path(settings.tls_cert), Path(settings.tls_key)
         self._client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
-        self._stamp = self._look()
+        self._stamp: object = None
+        #: What the files have held when they could be used last.
+        self._last: grpc.ServerCertificateConfiguration | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Make what a secure port needs.
+        """Make what the secure ports of a server need; those of its successor too, whatever the files are by then.
 
         :raises SettingsError: a file cannot be read
         """
-        try:
-            first = self._read()
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"tls_cert, tls_key or tls_client_ca cannot be used: {error}") from None
+        if self._last is None:
+            try:
+                self._stamp = self._look()
+                self._last = self._read()
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"tls_cert, tls_key or tls_client_ca cannot be used: {error}") from None
         fetch: Any = self._fetch  # None is an answer too, which its stub does not know
         return grpc.dynamic_ssl_server_credentials(
-            first, fetch, require_client_authentication=self._client_ca is not None
+            self._last, fetch, require_client_authentication=self._client_ca is not None
         )
 
     def _look(self) -> object:
@@ -68,6 +72,6 @@ class Certificates:
         except (OSError, ValueError) as error:
             logger.error("The certificate cannot be read again, the last one stays: %s", error)
             return None
-        self._stamp = stamp
+        self._stamp, self._last = stamp, fresh
         logger.info("The certificate was read again")
         return fresh

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.bridge import DEADLINE, Client, Process, refused, serving
+from support.http2 import END_HEADERS, END_STREAM, HEADERS, Wire, block, frame
 from support.streams import consuming, until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -66,13 +67,17 @@ class Secured:
         with grpc.secure_channel(self.process.address, credentials, options) as channel:
             yield Client(channel, queue)
 
-    def serial(self) -> int:
-        """Look which certificate a new connection is shown."""
+    def context(self) -> ssl.SSLContext:
+        """What trusts it."""
         context = ssl.create_default_context(cadata=self.ca.cert_pem.bytes().decode())
         context.set_alpn_protocols(["h2"])
+        return context
+
+    def serial(self) -> int:
+        """Look which certificate a new connection is shown."""
         with (
             socket.create_connection(self.place, DEADLINE) as raw,
-            context.wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+            self.context().wrap_socket(raw, server_hostname="127.0.0.1") as tls,
         ):
             return int(dict(tls.getpeercert() or {})["serialNumber"], 16)
 
@@ -303,6 +308,29 @@ def test_a_broken_renewal(secured: Secured, queue: str, file: str, content: byte
         path.write_bytes(good)
     store(secured.folder, secured.ca.issue_cert("127.0.0.1", "localhost"))
     assert secured.serial() != before
+
+
+def test_a_broken_renewal_when_grpc_starts_anew(storage: str, tmp_path: Path) -> None:
+    """When grpc.aio has ended by itself, its successor has the last good certificate, whatever the files are by then."""
+    made = Secured(None, tmp_path, trustme.CA())
+    store(tmp_path, made.ca.issue_cert("127.0.0.1"))
+    with serving("--redis", storage, *made.options()) as made.process:
+        before, process = made.serial(), made.process.process
+        (tmp_path / "key.pem").unlink()
+        with Wire(made.process.address, secure=made.context()) as wire:
+            wire.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, block().replace(b"/Enqueue", b"/Enqueu\xf3")))
+            wire.end_of(1)
+        until(lambda: "is started anew" in made.process.log() or process.poll())
+        # A fault of memory may have ended the process, but nothing else.
+        until(lambda: (process.poll() or 0) < 0 or shows(made, before))
+
+
+def shows(made: Secured, serial: int) -> bool:
+    """Whether new connections are shown this certificate."""
+    try:
+        return made.serial() == serial
+    except OSError:
+        return False
 
 
 def test_files_that_do_not_go_together(storage: str, admin: redis.Redis, tmp_path: Path) -> None:
