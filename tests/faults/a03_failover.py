@@ -135,7 +135,7 @@ class Rounds:
         done = dict.fromkeys(full, 0)
         for fault in faults:
             # Sentinels wait twice their failover-timeout before they do it again.
-            self._work(chance.uniform(2.0, 3.0) if self._servers.sentinels else chance.uniform(0.5, 1.5))
+            self._work(chance.uniform(4.0, 5.0) if self._servers.sentinels else chance.uniform(0.5, 1.5))
             done[fault] += self._break(fault)
             self._work(chance.uniform(0.2, 0.8))
             self._servers.heal()

@@ -24,6 +24,9 @@ SERVICE = "jobs"
 #: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead. A busy machine is
 #: silent for less, and a failover for nothing upsets the next.
 SENTINEL_DOWN, NODE_DOWN = 1000, 1000
+#: Milliseconds. Sentinels wait twice as long before they do it again; if that is shorter than news of the new primary
+#: take to come round (2 s and more), one that has missed them promotes yet another, which is demoted only much later.
+FAILOVER_TIMEOUT = 2000
 #: Milliseconds between what sentinels do now and then. They ping once a second unless told otherwise, and count from
 #: the moment in which they hear of a server: each new primary would be late with its first answer. And one that stood
 #: still for two seconds would do nothing for another thirty (TILT).
@@ -414,7 +417,7 @@ def open_sentinel(
             node.start()
         for sentinel in sentinels:
             for name, value in {
-                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": 1000, "parallel-syncs": 2,
+                "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": FAILOVER_TIMEOUT, "parallel-syncs": 2,
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
             paces = [word for pair in _SENTINEL_PACE.items() for word in pair]
