@@ -311,7 +311,7 @@ def test_a_broken_renewal(secured: Secured, queue: str, file: str, content: byte
 
 
 def test_a_broken_renewal_when_grpc_starts_anew(storage: str, tmp_path: Path) -> None:
-    """When grpc.aio has ended by itself, its successor has the last good certificate, whatever the files are by then."""
+    """When grpc.aio has ended by itself, its successor has the last good certificate, whatever the files are then."""
     made = Secured(None, tmp_path, trustme.CA())
     store(tmp_path, made.ca.issue_cert("127.0.0.1"))
     with serving("--redis", storage, *made.options()) as made.process:
