@@ -9,10 +9,13 @@ from .killing import Kill
 HEAD = """# Planted bugs
 
 Do the tests notice anything? Each of these bugs was planted into the library, in memory: the weaknesses of the
-published package that [became regression tests](weaknesses.md), and some of our own making. The last column says
-what noticed it: a history of the [simulation](../tests/faults/simulation), whose seed is given with the invariant
-that it saw broken, or one of the ordinary tests. U36 and U38 are about the settings of a server and the tests of a
-package, and cannot be planted.
+published package that [became regression tests](weaknesses.md), and some of our own making. U36 and U38 are about the
+settings of a server and the tests of a package, and cannot be planted.
+
+The last column says what noticed it: one of the ordinary tests, or a history of the
+[simulation](../tests/faults/simulation), with its seed and, in parentheses, what was wrong there: a
+[promise](reliability.md#what-is-promised) that was broken, by its number; data in Redis that were *not as the model*
+of the queue says; or a command that the server *refused*.
 
 `python -m tests.faults.planted --table` tries them all and writes this file; `python -m tests.faults.planted NAME`
 tries one, and `python -m tests.faults.simulation SEED --plant NAME --trace` shows the history of a seed.
