@@ -84,7 +84,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
     envvar="TORRELQUE_SERVE_CONFIG", help="TOML file with more settings.",
 )  # fmt: skip
 @_many("listen", "HOST:PORT (port 0: any) or unix:PATH; may be given again.", default=(DEFAULT_LISTEN,))
-@_option("redis", "Use this Redis or Valkey (also --url before the command); without it one is started.")
+@_option("redis", "URL of a Redis or Valkey (also --url before the command); without it one is started.")
 @_option(
     "durability", "Where a write is when it is acknowledged: memory, disk, replicas:N or disk+replicas:N.",
     default=_DEFAULTS.durability,
@@ -96,7 +96,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_number("task-timeout", "Lease, in seconds, of tasks that were given none.")
 @_number("result-ttl", "Seconds for which results are kept when the worker does not say.")
 @_number("max-attempts", "Deliveries of a task, after which it is given up; 0: no limit.", int)
-@_option("dead-letter", "Keep what is given up as dead letters; otherwise it is rejected.", is_flag=True)
+@_option("dead-letter", "Keep what is given up as dead letters; otherwise it ends as REJECTED.", is_flag=True)
 @_option("sweep", "Sweep the queues that are in use.", switch=True, default=True)
 @_number("sweep-interval", "Seconds between two sweeps.")
 @_number("linger", "Seconds for which a call waits for others to share its round trip, when many come.")
@@ -118,7 +118,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_option("tls-cert", "PEM file with the certificate chain; read again when it changes.")
 @_option("tls-key", "PEM file with its key.")
 @_option("tls-client-ca", "PEM file with authorities: every client must have a certificate of theirs.")
-@_option("auth-file", "Principals, tokens and grants; with it, nothing is allowed that is not granted.")
+@_option("auth-file", "Principals, tokens (of `torrelque token`) and grants; what is not granted is refused.")
 @_option("allow-eviction", "Serve although Redis throws keys away when its memory is full.", is_flag=True)
 @_option("insecure", "Allow plaintext beyond this machine.", is_flag=True)
 @_option("reflection", "Server reflection; by default on loopback only.", switch=True, default=None)

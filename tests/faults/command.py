@@ -15,20 +15,29 @@ from faults.figures import MODULES, Options, Report, load
 #: How a run ended, for whoever called.
 EXIT = {"passed": 0, "failed": 1, "void": 3}
 
+ABOUT = """Break things on purpose - kill, freeze, cut off, fill disks, turn clocks - and judge what the queue did.
+A figure passes if it kept every promise; it is void if it met fewer faults or less load than it should."""
+EXAMPLES = """examples:
+  python -m tests.faults a1 --seed 42
+  python -m tests.faults a1 a5 --scale 0.1 --json results/
+  python -m tests.faults all --short"""
+STATUS = "exit status: 0 passed, 1 a promise was broken, 2 usage, 3 void"
+
 
 def _arguments() -> argparse.ArgumentParser:
-    titles = "\n".join(f"  {name:4} {load(name).TITLE}" for name in MODULES)
+    width = max(map(len, MODULES))
+    titles = "\n".join(f"  {name:{width}}  {load(name).TITLE}" for name in MODULES)
     parser = argparse.ArgumentParser(
         "python -m tests.faults",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Break things on purpose, and judge what the queue did.",
-        epilog=f"figures:\n{titles}\n\nexit status: 0 passed, 1 a promise was broken, 2 usage, 3 void: too small",
+        description=ABOUT,
+        epilog=f"figures:\n{titles}\n\n{EXAMPLES}\n\n{STATUS}",
     )
     parser.add_argument("figures", nargs="+", choices=[*MODULES, "all"], metavar="FIGURE", help="one or more, or: all")
-    parser.add_argument("--seed", type=int, help="replays a run; drawn and printed by default")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the full load and faults (default 1)")
-    parser.add_argument("--short", action="store_true", help="each at the scale of the ordinary tests")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="a file NAME.json, or a folder")
+    parser.add_argument("--seed", type=int, help="draws the same by chance again; else one is drawn, and printed")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the full load and faults (default 1: minutes)")
+    parser.add_argument("--short", action="store_true", help="each at the scale of the ordinary tests: seconds")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the result there: NAME.json, or a folder")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave data, logs and histories there")
     return parser
 

@@ -39,12 +39,13 @@ OK, NOT_SO, USAGE, REDIS, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    what was asked for is not so: no such task, rejected, not in time
+  1    what was asked for is not so: no such task, rejected, not in time, not in order
   2    the arguments or the configuration cannot be used
   3    Redis cannot be reached, or failed
   130  stopped by Ctrl-C (and 143 by SIGTERM)"""
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
+URL = "The server: redis://, rediss:// (TLS), unix://, or redis+sentinel:// and redis+cluster:// with several of them."
 BACKENDS = click.Choice(["asyncio", "trio"])
 #: Seconds until a server must have accepted the connection.
 CONNECT_TIMEOUT = 10
@@ -188,8 +189,9 @@ class Settings:
             # A part of a password may be taken for something else, and quoted.
             why = "" if "@" in (self.url or "") else f"{error}; "
             raise click.UsageError(
-                f"the URL of the server cannot be used: {why}write redis://host:port/number, rediss://... or"
-                " unix:///path; a user and a password go before the host, special characters as % escapes"
+                f"the URL of the server cannot be used: {why}write redis://host:port/number, rediss://...,"
+                " unix:///path, redis+sentinel://host:port,host:port/service or redis+cluster://host:port,host:port;"
+                " a user and a password go before the host, special characters as % escapes"
             ) from None
 
 
@@ -243,7 +245,7 @@ async def _until_signal(function: Callable[[], Awaitable[int]], stopped: int | N
     epilog=EXIT_CODES,
 )
 @click.version_option(__version__, prog_name="torrelque")
-@click.option("--url", envvar="TORRELQUE_URL", show_envvar=True, help=f"The server.  [default: {DEFAULT_URL}]")
+@click.option("--url", envvar="TORRELQUE_URL", show_envvar=True, help=f"{URL}  [default: {DEFAULT_URL}]")
 @click.option(
     "--queue", envvar="TORRELQUE_QUEUE", default="trq", show_envvar=True, show_default=True, help="The queue."
 )
@@ -260,6 +262,7 @@ def cli(context: click.Context, url: str | None, queue: str, backend: str, verbo
       torrelque demo
       torrelque enqueue '{"user": 42}'
       torrelque --queue mails stats
+      torrelque --queue mails check
       TORRELQUE_URL=redis://redis.example:6379/0 torrelque sweep --every 10
     """
     settings = context.find_object(Settings)
@@ -360,12 +363,25 @@ def sweep(settings: Settings, every: float | None) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
 def check(settings: Settings, repair: bool, grace: float, as_json: bool) -> int:
-    """Look at the server, and whether each task stands in one place, with its payload and its state.
+    """See whether server and queue are in order.
 
-    Of the server it says, on standard error, what loses tasks or what else matters, why, and what to do about it. The
-    queue may be in use: what seems wrong counts only if it is so again after the grace. Without --repair
-    nothing is changed. With it no task is lost: what has a payload and has not ended is delivered. Each finding is a
-    line. The exit code is 1 if something is wrong and was not repaired, or if the server is a danger.
+    Each task has to stand in one place, with its payload and its state. Of the server it says, on standard error,
+    what loses tasks or what else matters, why, and what to do about it. The queue may be in use: what seems wrong
+    counts only if it is so again after the grace. Without --repair nothing is changed. With it no task is lost:
+    what has a payload and has not ended is delivered. Each finding is a line. The exit code is 1 if something is
+    wrong and was not repaired, or if the server is a danger.
+
+    \b
+    A finding, what it is, and what --repair does:
+      ghost     an id without a payload: dropped
+      orphan    a payload whose id stands nowhere: back to pending
+      leftover  something of a task that has ended: removed, but for its final state
+      twice     an id in two places, or twice in a list: one of them stays
+      status    not that of the place: written anew
+      state     missing or foreign, or its fields are: gets defaults
+      score     a lease or a delay without an end: the one begins anew, the other ends
+      expiry    a live state that would expire, a final one that never does: put right
+      type      a key of a foreign type: nothing, who put it there must remove it
 
     \b
     Examples:
@@ -450,7 +466,9 @@ def watch(settings: Settings, task_id: str, timeout: float | None, as_json: bool
 def dead() -> None:
     """Look at dead letters, requeue or purge them.
 
-    Dead letters are tasks that were given up and kept: by a consumer, or by a limit on deliveries.
+    Dead letters are tasks that were given up and kept, with their payloads: by a consumer that rejected them, or
+    because they were delivered as often as a limit on deliveries allows. Nobody gets them, and they never expire:
+    requeue them when the cause is mended, or purge them.
 
     \b
     Examples:
