@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
-JOBS ?= auto
+# Twice as many processes as cores: tests wait more than they compute.
+JOBS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
 .PHONY: demo serve test test-python means test-floor toolchains check lint types layers format reference stubs bench bench-grpc
 .PHONY: ceiling chaos clients clean
@@ -15,10 +16,10 @@ demo: $(VENV)/.done
 serve: $(VENV)/.done
 	$(BIN)/torrelque serve $(SERVE)
 
-# Files are spread over as many processes as there are cores, but for those tests that judge times.
+# Tests are spread over processes, but for those that judge times.
 # (5 is that no test was found, which is no failure where TESTS names some of them.)
 define pytest
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not alone$(1)' $(TESTS) || [ "$$?-$(TESTS)" = "5-$(filter-out tests,$(TESTS))" ]
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m 'not alone$(1)' $(TESTS) || [ "$$?-$(TESTS)" = "5-$(filter-out tests,$(TESTS))" ]
 	$(BIN)/pytest -m 'alone$(1)' $(TESTS) || [ "$$?-$(TESTS)" = "5-$(filter-out tests,$(TESTS))" ]
 endef
 

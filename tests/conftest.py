@@ -16,6 +16,21 @@ from support import PAIRS, SERVERS, Pair, Server, running_server
 from torrelque import Torrelque
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, where tests are spread over processes, those that share something that their module has opened."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (shared := _shared(item)):
+            item.add_marker(pytest.mark.xdist_group("".join([item.path.stem, *shared])))
+
+
+def _shared(item: pytest.Function) -> list[str]:
+    """Name the fixtures of module scope that a test uses, with their parameters."""
+    found = item._fixtureinfo.name2fixturedefs
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return [f"-{name}-{params.get(name)}" for name, made in sorted(found.items()) if made[-1].scope == "module"]
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """Undo what a command that ran in this process did to logging: its stream is closed by then."""

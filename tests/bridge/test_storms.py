@@ -15,8 +15,6 @@ from support.streams import until
 
 from grpc_server._pb import torrelque_pb2 as pb
 
-pytestmark = pytest.mark.alone
-
 
 def cancel_polls(client: Client, count: int) -> None:
     """Open polls and cancel them, many at a time."""
@@ -57,6 +55,7 @@ def test_ten_thousand_cancelled(storage: str, admin: redis.Redis, queue: str) ->
     assert admin.llen(f"{queue}:dequeueing") == 0
 
 
+@pytest.mark.alone
 def test_polls_with_short_deadlines(client: Client, admin: redis.Redis) -> None:
     """Polls whose deadlines pass amid deliveries lose nothing: each task comes to somebody in the end."""
     count = 1500

@@ -303,7 +303,6 @@ def test_partition() -> None:
 # Its size
 
 
-@pytest.mark.alone
 def test_many() -> None:
     """100,000 tasks, each delivered twice, take seconds."""
     story = Story()

@@ -13,10 +13,13 @@ from faults.figures import MODULES, Report
 ROOT = Path(__file__).parents[2]
 
 
+#: Judge how fast something was, beside nothing else.
+TIMED = {"a1", "a1-mixed", "a2", "a8", "a9", "a10-soak"}
+
+
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.alone] * (n in TIMED)) for n in MODULES])
 def test_figure(name: str, tmp_path: Path) -> None:
     """The figure reaches its own minimums and finds no broken promise."""
     command = [sys.executable, "-m", "tests.faults", name, "--short", "--json", str(tmp_path / "out.json")]

@@ -252,8 +252,7 @@ def standing_still(pid: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize(("seconds", "lease"), [(3, 8.0), (3, 1.0)], ids=["within the lease", "longer than the lease"])
+@pytest.mark.parametrize(("seconds", "lease"), [(2, 8.0), (2, 1.0)], ids=["within the lease", "longer than the lease"])
 async def test_f21_redis_is_stopped(
     open_queue: Any, server: Server, name: str, tmp_path: Path, seconds: float, lease: float, pair: Pair
 ) -> None:

@@ -15,7 +15,7 @@ from faults.figures import Options
 from faults.storage import Storage
 from redis import Redis
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 def lose(admin: Redis, queue: str) -> bool:
