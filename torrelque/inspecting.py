@@ -48,10 +48,12 @@ async def warn(driver: Driver, keys_share_slot: bool) -> None:
         server = told.get("run_id", "")
         if not server or server in _warned:
             return
-        _warned.add(server)
         report = await inspect(driver, keys_share_slot)
     except TorrelqueRedisError:
         return
+    if server in _warned:
+        return  # another queue was quicker
+    _warned.add(server)
     for finding in report.dangers:
         logger.warning("The server is a danger to its tasks: %s; %s. %s", finding.what, finding.why, finding.way_out)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
@@ -13,7 +15,7 @@ from redis import Redis
 from support import Server
 
 from torrelque import Torrelque, TorrelqueUnavailableError, open_server
-from torrelque.inspecting import SETTINGS, judge, read_info
+from torrelque.inspecting import SETTINGS, judge, read_info, warn
 
 pytestmark = pytest.mark.anyio
 
@@ -175,3 +177,17 @@ async def test_who_sweeps_is_warned(run: Any, caplog: Any) -> None:
         assert len(said) == 1
         assert "allkeys-lru" in said[0]
         assert "noeviction" in said[0]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_warning_is_not_lost(caplog: Any) -> None:
+    """A server that went away while it was looked at is looked at again by the next who sweeps, and then no more."""
+    caplog.set_level(logging.WARNING, "torrelque")
+    told: Any = AsyncMock()
+    told.info.return_value = (
+        f"{INFO}run_id:{secrets.token_hex(20)}\r\nmaxmemory:100\r\nmaxmemory_policy:allkeys-lru\r\n"
+    )
+    told.config_get.side_effect = [TorrelqueUnavailableError("gone"), *GOOD.values()]
+    for said in (0, 1, 1):
+        await warn(told, keys_share_slot=False)
+        assert len(caplog.records) == said
