@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -38,7 +38,7 @@ from ._asyncio import AsyncioSignal
 from ._errors import ErrorMap
 from ._lines import Lines, open_line
 from ._scripts import Requests, ScriptRunner, arguments, pack
-from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
+from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman, on_watch
 from .base import ANSWER_TIMEOUT, LATE, Blocker, Signal, Subscriber
 
 
@@ -171,12 +171,7 @@ class CoredisDriver(ScriptRunner):
     async def opened(self) -> AsyncGenerator[None]:
         self._check_client()
         self._signal, self._clock = _of_event_loop()
-        async with AsyncExitStack() as stack:
-            if self._watchman is not None:
-                group = await stack.enter_async_context(create_task_group())
-                stack.callback(group.cancel_scope.cancel)
-                group.start_soon(self._watchman.run)
-            await stack.enter_async_context(self._lines)
+        async with on_watch(self._watchman), self._lines:
             yield
 
     def _check_client(self) -> None:

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    AsyncExitStack,
     asynccontextmanager,
     contextmanager,
 )
@@ -46,7 +45,7 @@ from torrelque.errors import (
 from ._asyncio import AsyncioSignal, Deadline, Deadlines
 from ._errors import ErrorMap
 from ._scripts import Requests, ScriptRunner, arguments, pack
-from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman
+from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman, on_watch
 from ._wire import CLOSE_TIMEOUT, Wire
 from .base import ANSWER_TIMEOUT, HOT, LANES, LATE, Blocker, Signal, Subscriber
 
@@ -242,11 +241,7 @@ class RedisPyDriver(ScriptRunner):
         # A connection of the pool is left to the user's own commands between ours.
         self._keeps = LANES if self._maker else min(LANES, self._pool.max_connections - 1)
         try:
-            async with AsyncExitStack() as stack:
-                if self._watchman is not None:
-                    group = await stack.enter_async_context(create_task_group())
-                    stack.callback(group.cancel_scope.cancel)
-                    group.start_soon(self._watchman.run)
+            async with on_watch(self._watchman):
                 yield
         finally:
             self._keeps = 0

@@ -6,8 +6,8 @@ All keys of a queue are in one slot, so there is one such place at a time, and a
 from __future__ import annotations
 
 from binascii import crc_hqx
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -296,3 +296,17 @@ class Watchman:
                     give_up()
             if not self._waiting:
                 self._awaited = Event()
+
+
+@asynccontextmanager
+async def on_watch(watchman: Watchman | None) -> AsyncGenerator[None]:
+    """Have a watchman at work during the body, if there is one."""
+    if watchman is None:
+        yield
+        return
+    async with create_task_group() as group:
+        group.start_soon(watchman.run)
+        try:
+            yield
+        finally:
+            group.cancel_scope.cancel()
