@@ -184,7 +184,9 @@ class Storm:
     async def _release_many(self, rng: random.Random, cancel: Any) -> None:
         ids = [task_id for _ in range(3) if (task_id := self._take(rng, "release")) is not None]
         cut = await cancel(lambda: self.queue.release_many(ids))
-        for task_id, error in zip(ids, [] if cut.cancelled else cut.value, strict=False):
+        if cut.cancelled:
+            return
+        for task_id, error in zip(ids, cut.value, strict=True):
             self._expect(error is None, "a task that is held cannot be released", error)
             self._known(task_id)
             self._ended.add(task_id)

@@ -38,8 +38,8 @@ from faults.history import (
 
 #: A history of more calls is left to the checker.
 SMALL = 2000
-#: So many situations are tried for one task, before it is called undecided.
-_ENOUGH = 200_000
+#: So many situations are tried for one task, before it is called undecided. The simulation needs less than 100.
+_ENOUGH = 20_000
 _SECOND = 1_000_000_000
 
 ABSENT, WAITING, WORKING, ENDED = "absent", "waiting", "working", "ended"

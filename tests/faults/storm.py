@@ -68,12 +68,15 @@ def watching(url: str, queue: str) -> Iterator[Watch]:
     watch, ended = Watch(), threading.Event()
 
     def look() -> None:
-        with redis.Redis.from_url(url) as admin:
-            for number in range(1 << 62):
-                if ended.wait(_LOOK):
-                    return
-                with contextlib.suppress(redis.RedisError):  # it may be down
-                    _look(admin, queue, watch, whole=number % _SNAPSHOT == 0)
+        try:
+            with redis.Redis.from_url(url) as admin:
+                for number in range(1 << 62):
+                    if ended.wait(_LOOK):
+                        return
+                    with contextlib.suppress(redis.RedisError):  # it may be down
+                        _look(admin, queue, watch, whole=number % _SNAPSHOT == 0)
+        except Exception as error:
+            watch.violations.append(Violation("watch", queue, f"ended with {error!r}"))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

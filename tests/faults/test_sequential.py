@@ -173,6 +173,12 @@ def test_many_at_once() -> None:
     assert judge([*calls, dequeue(2, 3, 3), release(3, 4, 3)], Final()) == ["t"]
 
 
+def test_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that is given up has not shown that anything is right."""
+    monkeypatch.setattr(sequential, "_ENOUGH", 2)
+    assert judge(*RIGHT["requeued"]) == ["t"]
+
+
 def test_only_small_ones() -> None:
     """A large history is refused: it is the checker's."""
     with pytest.raises(ValueError, match="too large"):
