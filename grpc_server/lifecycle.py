@@ -73,6 +73,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         queues = Queues(store, settings, group)
         limits = Limits(settings)
         metrics.watch_in_flight(limits.in_flight)
+        metrics.watch_given_up(lambda: queues.given_up)
         house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
         guard = Guard(house)
         health = Health(SERVICES, metrics)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .settings import Address
@@ -69,6 +69,10 @@ class Metrics:
         """Show how many calls of each kind are in flight."""
         self.registry.register(_InFlight(in_flight))
 
+    def watch_given_up(self, given_up: Callable[[], int]) -> None:
+        """Show how many tasks have been given up so far."""
+        self.registry.register(_GivenUp(given_up))
+
     def serve(self, address: Address) -> tuple[int, Callable[[], None]]:
         """Let Prometheus in at an address, in a thread of its own; returns the port, and how to stop."""
         server, thread = start_http_server(address.port, address.host, registry=self.registry)
@@ -90,3 +94,13 @@ class _InFlight(Collector):
         for kind, count in list(self._in_flight.items()):
             family.add_metric([kind], count)
         yield family
+
+
+class _GivenUp(Collector):
+    def __init__(self, given_up: Callable[[], int]) -> None:
+        self._given_up = given_up
+
+    def collect(self) -> Any:
+        yield CounterMetricFamily(
+            "torrelque_given_up_tasks", "Tasks ended here after as many deliveries as allowed", self._given_up()
+        )

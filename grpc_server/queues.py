@@ -76,6 +76,15 @@ class Queues:
         self._settings = settings
         self._group = group
         self._entries: dict[str, Entry] = {}
+        #: How many tasks the queues that were left have given up, and the queues that may give up more. Replaced as a
+        #: whole, for the thread that counts must see a queue on one side.
+        self._tally: tuple[int, tuple[Torrelque, ...]] = (0, ())
+
+    @property
+    def given_up(self) -> int:
+        """How many tasks were delivered as often as they may be, and ended when they were asked for once more here."""
+        before, counting = self._tally
+        return before + sum(queue.given_up for queue in counting)
 
     @property
     def names(self) -> list[str]:
@@ -110,6 +119,8 @@ class Queues:
         return queue
 
     async def _keep(self, name: str, entry: Entry) -> None:
+        before, counting = self._tally
+        self._tally = before, (*counting, entry.queue)
         try:
             async with entry.queue as queue:
                 if self._settings.sweep:
@@ -121,6 +132,8 @@ class Queues:
             # One queue that fails is no reason to end the others: who asks for it next gets a fresh one.
             logger.exception("A queue has failed and is left")
         finally:
+            before, counting = self._tally
+            self._tally = before + entry.queue.given_up, tuple(queue for queue in counting if queue is not entry.queue)
             entry.ready.set()
             if self._entries.get(name) is entry:
                 del self._entries[name]

@@ -630,6 +630,11 @@ class Torrelque:
         return await self._background.call(lambda: inspect(self._driver, self._in_one_slot))
 
     @property
+    def given_up(self) -> int:
+        """How many tasks this object has ended for ``max_attempts`` since it was made."""
+        return self._room.given_up
+
+    @property
     def _in_one_slot(self) -> bool:
         return "{" in self.keys["pending"]
 

@@ -100,6 +100,8 @@ class Room:
         #: The last claim got all that it asked for: a second one beside the next is likely to find something.
         self._plenty = True
         self._outage = Outage("Handing tasks back")
+        #: How many tasks the claims have ended because they had been delivered as often as they may be.
+        self.given_up = 0
 
     @property
     def taken(self) -> bool:
@@ -269,6 +271,7 @@ class Room:
             logger.warning("Dropped task %r from the queue: it has no payload, or is delivered or final", task_id)
         for task_id in claim.given_up:
             logger.warning("Gave up task %r: it was delivered as often as max_attempts allows", task_id)
+            self.given_up += 1
         for delivery in claim.deliveries:
             delivery.asked = asked
         return claim

@@ -12,6 +12,7 @@ import pytest
 from grpc_server.errors import Refused
 from grpc_server.queues import Queues, open_storage
 from grpc_server.settings import Settings
+from torrelque import TorrelqueTimeoutError
 
 pytestmark = pytest.mark.anyio
 
@@ -72,3 +73,17 @@ async def test_one_that_fails_ends_no_other(storage: str, queue: str) -> None:
         with await queues.entry(f"{queue}.a") as again:
             await again.queue.get_queue_stats()
         assert again is not first
+
+
+async def test_what_was_given_up_stays_counted(storage: str, queue: str) -> None:
+    """Tasks that were given up are counted over all queues, and go on counting when their queue is left."""
+    async with opened(storage, max_queues=1, max_attempts=1) as queues:
+        for number, name in enumerate((f"{queue}.a", f"{queue}.b", f"{queue}.a"), 1):
+            with await queues.entry(name) as entry:
+                await entry.queue.enqueue(b"fails")
+                task_id, _body = await entry.queue.dequeue(5)
+                await entry.queue.requeue(task_id, strict=True)
+                assert queues.given_up == number - 1
+                with pytest.raises(TorrelqueTimeoutError):
+                    await entry.queue.dequeue(0)
+            assert queues.given_up == number

@@ -8,7 +8,7 @@ import signal
 import urllib.request
 from pathlib import Path
 
-from support.bridge import Process, connect, refused, serving
+from support.bridge import Process, connect, refused, seconds, serving
 from support.streams import consuming, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -73,7 +73,8 @@ def test_stopped_all_together(storage: str) -> None:
 
 def test_metrics(storage: str, queue: str) -> None:
     """Prometheus finds what was counted, by rpc and code, and what is out on streams now; no queue is named."""
-    with serving("--redis", storage, "--metrics", "127.0.0.1:0") as process, connect(process.address, queue) as client:
+    options = ("--redis", storage, "--metrics", "127.0.0.1:0", "--max-attempts", "1")
+    with serving(*options) as process, connect(process.address, queue) as client:
         until(lambda: "metrics on port" in process.log())
         found = re.search(r"metrics on port (\d+)", process.log())
         assert found
@@ -96,4 +97,8 @@ def test_metrics(storage: str, queue: str) -> None:
         assert 'torrelque_rpcs_total{code="OK",rpc="Enqueue"} 1.0' in text
         assert 'torrelque_rpcs_total{code="NOT_FOUND",rpc="GetTaskState"} 1.0' in text
         assert "torrelque_storage_up 1.0" in text
+        assert "torrelque_given_up_tasks_total 0.0" in text
+        client.enqueue(task_timeout=seconds(0.001))
+        assert [len(client.dequeue(wait=wait)) for wait in (5, 0.1)] == [1, 0]
+        assert "torrelque_given_up_tasks_total 1.0" in scraped()
         assert queue not in text

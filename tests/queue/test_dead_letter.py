@@ -54,8 +54,10 @@ async def test_rejected_after_so_many_deliveries(open_queue: Any, admin: Redis, 
         queue.max_attempts, queue.result_ttl = 2, 50
         await queue.enqueue("fails", task_id="a")
         await fail_twice(queue, "a")
+        assert queue.given_up == 0
         with caplog.at_level(logging.WARNING):
             await nothing_comes(queue)
+        assert queue.given_up == 1
         assert [record.message for record in caplog.records] == [
             "Gave up task b'a': it was delivered as often as max_attempts allows"
         ]
