@@ -13,6 +13,7 @@ from redis.asyncio import RedisCluster
 from torrelque.drivers import driver_for
 from torrelque.drivers._redispy import RedisPyDriver
 from torrelque.drivers._topology import Cluster, Place, Searched, Sentinel, Watchman, redirected, slot_of
+from torrelque.drivers._wire import ReplyError
 
 A, B, C, OLD, NEW = (Place("10.0.0.1", port) for port in range(1, 6))
 
@@ -56,6 +57,15 @@ async def test_nobody_knows() -> None:
     topology = searched({A: [None, None], B: OSError("refused"), C: OSError("gone")})
     with pytest.raises(ConnectionError, match=r"where the primary is.*10\.0\.0\.1:2: refused"):
         await topology.locate()
+
+
+async def test_nobody_may_tell() -> None:
+    """What a refusal says is repeated: it may name the way out."""
+    refused = ReplyError("NOAUTH Authentication required.")
+    topology = searched({A: [refused, refused], B: [None, refused], C: OSError("gone")})
+    with pytest.raises(ConnectionError) as caught:
+        await topology.locate()
+    assert all(said in str(caught.value) for said in ("1:1: NOAUTH Auth", "1:2: NOAUTH Auth", "1:3: gone"))
 
 
 @pytest.mark.parametrize(

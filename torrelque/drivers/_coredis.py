@@ -91,7 +91,8 @@ def open_url(target: Target, options: dict[str, Any]) -> CoredisDriver:
     places = [Place(host, port) for host, port in target.places]
     if target.kind == "sentinel":
         # User and password of the URL are those of the server.
-        ask = _asking({**settings, "db": None, "username": None, "password": None, **target.login})
+        ours = {"db": None, "username": None, "password": None, "credential_provider": None, **target.login}
+        ask = _asking({**settings, **ours})
         return CoredisDriver(client, Sentinel(ask, places, target.service))
     if target.kind == "cluster":
         return CoredisDriver(client, Cluster(_asking(settings), places))

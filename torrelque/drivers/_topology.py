@@ -170,6 +170,8 @@ class Searched(Topology):
             answers += 1
             if found is not None:
                 told.append(found)
+            elif refusals := [reply for reply in replies if isinstance(reply, ReplyError)]:
+                silent.append(f"{place}: {refusals[0]}")
             if told and 2 * answers > len(asked):
                 group.cancel_scope.cancel()
 
