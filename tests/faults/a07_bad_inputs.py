@@ -78,13 +78,9 @@ async def _arguments(pair: Pair, server: Server, violations: list[str]) -> int:
 # The server's way in: all that stands between the bytes of a message and Redis, and a queue that knows no task
 
 
-class _Nothing:
+async def _nothing(_: Any) -> Any:
     """Stands where a queue would ask Redis: there is no such task."""
-
-    async def run(self, call: Any) -> Any:
-        raise TorrelqueLookupError("there is nothing")
-
-    run_many = run
+    raise TorrelqueLookupError("there is nothing")
 
 
 class _NoSeats:
@@ -165,8 +161,9 @@ class Way:
     def __init__(self, group: Any) -> None:
         queue = Torrelque(redis.asyncio.Redis(), queue="way", serialiser=TorrelqueTaskSerialiser(bytes, bytes))
         inside: Any = queue
-        inside._coalescer, inside._room, inside._watches = _Nothing(), _NoSeats(), _NoWatches()
-        inside._sweeper._coalescer = inside._coalescer
+        inside._room, inside._watches = _NoSeats(), _NoWatches()
+        asking = inside._coalescer  # which parts of the queue hold, too
+        asking.run = asking.run_many = asking.run_apart = _nothing
         inside.schedule_sweep = lambda *_: None
         settings, queues = Settings(stream_age=0.1, default_wait=0.001, max_wait=0.001), _Queues(queue)
         parts: Any = (settings, queues, Limits(settings), Authority(None), Metrics(), Drain(), group)

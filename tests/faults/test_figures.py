@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 #: Judge how fast something was, beside nothing else.
-TIMED = {"a1", "a1-mixed", "a2", "a8", "a9", "a10-soak"}
+TIMED = {"a1", "a1-mixed", "a2", "a8", "a9"}
 
 
 @pytest.mark.slow

@@ -70,8 +70,8 @@ async def test_writes_are_on_the_replicas(open_queue: Any, site: Site, name: str
 async def test_each_write_says_so_when_it_is_not_durable(open_queue: Any, site: Site, name: str, pair: Pair) -> None:
     """With a replica that is silent each write is applied, and raises; claims and hand-backs do not wait for it."""
     theirs = redis.exceptions if pair.client == "redispy" else coredis.exceptions
-    async with open_queue(durability=ON_TWO) as queue:
-        await queue.enqueue_many(range(4), task_ids=list("abcd"))
+    async with open_queue(durability=ON_TWO) as queue, open_queue() as producer:
+        await producer.enqueue_many(range(4), task_ids=list("abcd"))
         held = dict(await queue.dequeue(5, max_tasks=4))
         a, b, c, d = held
         async with without_replica(site):

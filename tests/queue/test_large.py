@@ -10,7 +10,7 @@ from redis import Redis
 
 from torrelque import TorrelqueQueueStats
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 #: Writes a thousand tasks of a place in one go: a million commands from here would take a minute.
 _SEED = """
