@@ -160,6 +160,8 @@ def test_sweep(client: Client, admin: redis.Redis) -> None:
     """A sweep by hand, and a schedule that can be set and stopped again, say what they did and where."""
     stale, due = client.enqueue(), client.enqueue(delay=seconds(60))
     client.dequeue()
+    # The server sweeps a queue in use by itself, and would perhaps be first.
+    client.admin.UnscheduleSweep(pb.UnscheduleSweepRequest(queue=client.queue))
     admin.zadd(f"{client.queue}:working", {stale: 1})
     admin.zadd(f"{client.queue}:delayed", {due: 1})
     said = client.admin.Sweep(pb.SweepRequest(queue=client.queue))

@@ -14,7 +14,8 @@ from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
-from support import PAIRS, Server
+from support import Server
+from support.marks import ON_COREDIS
 
 from torrelque.calls import Calls
 from torrelque.drivers import _lines, driver_for
@@ -23,8 +24,6 @@ from torrelque.drivers._wire import ReplyError, Wire
 from torrelque.keys import Keys
 
 pytestmark = pytest.mark.anyio
-
-on_coredis = pytest.mark.parametrize("pair", [p for p in PAIRS if p.client == "coredis"], indirect=True, ids=str)
 
 
 class Scripted(ByteStream):
@@ -139,7 +138,7 @@ def test_commands_are_packed() -> None:
     assert pack((b"GET", b"\r\n", b"")) == b"*3\r\n$3\r\nGET\r\n$2\r\n\r\n\r\n$0\r\n\r\n"
 
 
-@on_coredis
+@ON_COREDIS
 async def test_a_connection_that_ended_meanwhile_is_not_used(
     server: Server, admin: Redis, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +158,7 @@ async def test_a_connection_that_ended_meanwhile_is_not_used(
             assert await driver.execute([calls.state(b"unknown")]) == [[[None] * 9]]
 
 
-@on_coredis
+@ON_COREDIS
 async def test_settings_of_the_client_are_kept(server: Server, admin: Redis, name: str) -> None:
     """The connection has the client's name, database and password, given directly or by a provider."""
     admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", "~*", "&*", "+@all")

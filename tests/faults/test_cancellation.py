@@ -12,14 +12,13 @@ import pytest
 from anyio.lowlevel import checkpoint
 from faults.trials import CASES, Stage, attempt, wipe
 from redis import Redis
-from support import PAIRS, Pair, snapshot
+from support import Pair, snapshot
 from support.checkpoints import Cut, Way, no_leaks, scope_after, task_after, until, ways
+from support.marks import ON_REDISPY
 
 from torrelque import Torrelque
 
 pytestmark = pytest.mark.anyio
-
-on_redispy = pytest.mark.parametrize("pair", [p for p in PAIRS if p.client == "redispy"], indirect=True, ids=str)
 
 
 def tried(backend: str) -> list[Way]:
@@ -231,7 +230,7 @@ async def test_error_of_the_body_comes_out_as_it_is(open_client: Any, admin: Red
         assert sorted(map(repr, group.value.exceptions)) == ["KeyError(2)", "ValueError(1)"]
 
 
-@on_redispy
+@ON_REDISPY
 @pytest.mark.parametrize("seed", range(3))
 async def test_storm_without_entering(open_client: Any, admin: Redis, name: str, seed: int) -> None:
     """A queue that was not entered leaves nothing parked by cancelled dequeues, and no task or warning behind."""
@@ -242,7 +241,7 @@ async def test_storm_without_entering(open_client: Any, admin: Redis, name: str,
         await ledger.check(admin, name)
 
 
-@on_redispy
+@ON_REDISPY
 @pytest.mark.parametrize("seed", range(3))
 async def test_wait_for_without_entering(open_client: Any, admin: Redis, name: str, seed: int) -> None:
     """asyncio.wait_for round a dequeue of a queue that was not entered loses nothing when it runs out."""

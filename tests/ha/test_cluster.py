@@ -12,6 +12,7 @@ import redis
 from ha.verbs import enqueue_until_it_works, every_verb
 from support import Pair, snapshot, wait_until
 from support.clusters import Node, Site
+from support.marks import ON_COREDIS, ON_REDISPY
 
 from torrelque import Torrelque, TorrelqueRedisError
 
@@ -40,16 +41,16 @@ async def test_every_verb(open_queue: Any, name: str, site: Site) -> None:
     assert all(key.startswith(f"{{{name}}}:".encode()) for key in keys)
 
 
+@ON_COREDIS
 async def test_every_verb_by_url(site: Site, pair: Pair, name: str) -> None:
     """So does a URL with several nodes, of which some are not there."""
     async with Torrelque.from_url(f"redis+cluster://127.0.0.1:1,127.0.0.1:{site.nodes[0].port}", queue=name) as queue:
         await every_verb(queue)
 
 
+@ON_REDISPY
 async def test_not_entered(open_client: Any, pair: Pair, name: str) -> None:
     """With redis-py on asyncio the calls work without entering."""
-    if pair.client == "coredis":
-        return
     async with open_client() as client:
         await every_verb(Torrelque(client, queue=name))
 

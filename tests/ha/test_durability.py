@@ -28,7 +28,7 @@ from torrelque import (
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(60)]
 
-ON_TWO = TorrelqueDurability(replicas=2, timeout=0.15)
+ON_TWO = TorrelqueDurability(replicas=2, timeout=0.5)
 ON_DISK = TorrelqueDurability(fsync=True, timeout=3)
 
 
@@ -93,7 +93,7 @@ async def test_each_write_says_so_when_it_is_not_durable(open_queue: Any, site: 
                 got = await queue.dequeue(5, max_tasks=3)
             assert [task_id for task_id, _ in got] == ["e", "f", "b"]
             assert (await queue.get_task_state("a")).dequeue_count == 1
-        await queue.release_many([task_id for task_id, _ in got])
+        await producer.release_many([task_id for task_id, _ in got])
 
 
 async def test_a_repeat_promises_no_less(open_queue: Any, site: Site) -> None:

@@ -16,6 +16,7 @@ from ha.verbs import enqueue_until_it_works, every_verb, until_it_works
 from redis.asyncio.sentinel import Sentinel
 from support import Pair, wait_until
 from support.clusters import SERVICE, Site, eventually
+from support.marks import ON_COREDIS, ON_REDISPY
 
 from torrelque import Torrelque, TorrelqueError, TorrelqueRedisError, TorrelqueUnavailableError
 
@@ -28,6 +29,7 @@ async def test_every_verb(open_queue: Any) -> None:
         await every_verb(queue)
 
 
+@ON_COREDIS
 async def test_every_verb_by_url(site: Site, pair: Pair, name: str) -> None:
     """So does a URL with several sentinels, of which some are not there."""
     url = site.url.replace("://", "://127.0.0.1:1,", 1)
@@ -35,10 +37,9 @@ async def test_every_verb_by_url(site: Site, pair: Pair, name: str) -> None:
         await every_verb(queue)
 
 
+@ON_COREDIS
 async def test_the_command(site: Site, pair: Pair, name: str) -> None:
     """`torrelque --url` takes such a URL, and shows no password when the servers are not there."""
-    if pair.client == "redispy":
-        return
     command = [sys.executable, "-m", "torrelque", "--backend", pair.backend[0], "--queue", name, "--url"]
     done = await anyio.run_process([*command, site.url, "enqueue", '{"a": 1}'], check=False)
     assert done.returncode == 0, done.stderr
@@ -49,10 +50,9 @@ async def test_the_command(site: Site, pair: Pair, name: str) -> None:
     assert b"secret" not in lost.stderr
 
 
+@ON_REDISPY
 async def test_not_entered(open_client: Any, pair: Pair, name: str) -> None:
     """The calls of the published package work without entering, with redis-py on asyncio."""
-    if pair.client == "coredis":
-        return
     async with open_client() as client:
         await every_verb(Torrelque(client, queue=name))
 
