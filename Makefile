@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 # More processes than cores: tests wait more than they compute.
-JOBS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+JOBS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 
 .PHONY: demo serve test test-python means test-floor toolchains check lint types layers format reference stubs bench bench-grpc
 .PHONY: ceiling chaos clients clean
