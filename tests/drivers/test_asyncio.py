@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+import uvloop
 
 from torrelque.drivers._asyncio import AsyncioSignal, Deadlines
 
@@ -53,6 +54,17 @@ def test_in_time_is_nothing() -> None:
             await asyncio.sleep(0.1)
 
     asyncio.run(main())
+
+
+def test_timer_that_had_passed() -> None:
+    """On uvloop a timer set for a moment in the past is no real one; the next call begins all the same."""
+    deadlines = Deadlines()
+
+    async def main() -> None:
+        with deadlines.within(-1), deadlines.within(-2):
+            pass
+
+    uvloop.run(main())
 
 
 def test_cancelled_by_somebody_else() -> None:

@@ -29,6 +29,8 @@ class Deadlines:
         self._running: set[Deadline] = set()
         self._timed: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: When the timer goes off. uvloop's does not tell, where that had passed already.
+        self._at = 0.0
 
     def within(self, seconds: float) -> Deadline:
         """Give the body of a ``with`` so many seconds; late, it is cancelled and leaves with a TimeoutError."""
@@ -39,10 +41,10 @@ class Deadlines:
             # There is no timer, or its event loop has ended, and all that ran there with it.
             self._running.clear()
             self._timed = loop
-            self._timer = loop.call_at(deadline.at, self._look, loop)
-        elif self._timer is not None and deadline.at < self._timer.when():
+            self._set(deadline.at, loop)
+        elif self._timer is not None and deadline.at < self._at:
             self._timer.cancel()
-            self._timer = loop.call_at(deadline.at, self._look, loop)
+            self._set(deadline.at, loop)
         self._running.add(deadline)
 
     def end(self, deadline: Deadline) -> None:
@@ -56,9 +58,13 @@ class Deadlines:
             self._running.discard(deadline)
             deadline.pass_by()
         if self._running:
-            self._timer = loop.call_at(min(each.at for each in self._running), self._look, loop)
+            self._set(min(each.at for each in self._running), loop)
         else:
             self._timed = self._timer = None
+
+    def _set(self, at: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._at = at
+        self._timer = loop.call_at(at, self._look, loop)
 
 
 class Deadline:
