@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from redis import Redis
+from support import Pair
 
 from torrelque import TorrelqueQueueStats
 
@@ -26,6 +28,8 @@ for i = from, from + 999 do
   end
 end
 """
+#: A busy disk may hold up a server that is given so much for longer than clients wait by default.
+PATIENT = {"redispy": {"socket_timeout": 60}, "coredis": {"stream_timeout": 60}}
 STATUS = {"pending": 0, "dequeueing": 0, "working": 1, "delayed": 2}
 
 
@@ -35,6 +39,12 @@ def seed(admin: Redis, name: str, place: str, count: int) -> None:
     for start in range(0, count, 1000):
         pipeline.eval(_SEED, 0, name, place, STATUS[place], start)
     pipeline.execute()
+
+
+@pytest.fixture
+def open_queue(open_queue: Any, pair: Pair) -> Any:
+    """Open queues whose clients are patient."""
+    return partial(open_queue, client_options=PATIENT[pair.client])
 
 
 class Slowlog:
