@@ -108,6 +108,9 @@ final class Client implements AutoCloseable {
     /**
      * Which calls gRPC may repeat by itself: those that do no harm when the first one arrived. Enqueue and BatchEnqueue
      * are among them because we always set a request_id. Dequeue never is: a lost answer may hold leased tasks.
+     *
+     * <p>UNKNOWN is here what grpc-java says of some connections that are lost ("channel closed"): that of the server is
+     * for other calls.
      */
     private static Map<String, ?> serviceConfig() {
         var repeatable = Stream.of(
@@ -119,7 +122,7 @@ final class Client implements AutoCloseable {
                 "initialBackoff", "0.1s",
                 "maxBackoff", "2s",
                 "backoffMultiplier", 2.0,
-                "retryableStatusCodes", List.of("UNAVAILABLE"));
+                "retryableStatusCodes", List.of("UNAVAILABLE", "UNKNOWN"));
         return Map.of(
                 "methodConfig", List.of(Map.of("name", repeatable, "retryPolicy", policy)),
                 "retryThrottling", Map.of("maxTokens", 10.0, "tokenRatio", 0.1));

@@ -45,6 +45,11 @@ record Failure(Status.Code code, String reason, Map<String, String> metadata, St
         };
     }
 
+    /** The connection is lost: grpc-java says that in two ways, the second without a reason of the server's. */
+    boolean isLoss() {
+        return code == Status.Code.UNAVAILABLE || code == Status.Code.UNKNOWN && reason == null;
+    }
+
     void report() {
         System.err.println("torrelque-example: " + this);
         Events.print(new Events.Error(code.name(), reason, metadata));

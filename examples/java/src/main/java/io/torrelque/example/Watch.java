@@ -59,10 +59,11 @@ final class Watch {
                 if (finished) {
                     return;
                 }
-                if (lost.getStatus().getCode() != Status.Code.UNAVAILABLE) {
+                var failure = Failure.of(lost);
+                if (!failure.isLoss()) {
                     throw lost;
                 }
-                pause(Failure.of(lost));
+                pause(failure);
             }
         }
     }
