@@ -189,6 +189,8 @@ class Runner:
 
         :raises TorrelqueClosedError: the queue has ended
         """
+        if self._woken and self.running:
+            return
         self.nudge()
         if not self.running:
             self.running = True

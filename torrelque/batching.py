@@ -176,7 +176,7 @@ def _alike(slots: list[Slot]) -> bool:
         call = slot.call
         if call.count != 1 or call.script is not script or call.head != head:
             return False
-    return len(slots) <= BOUND and sum([len(item) for slot in slots for item in slot.call.items]) <= MAX_BYTES
+    return len(slots) <= BOUND and sum(map(len, chain.from_iterable([slot.call.items for slot in slots]))) <= MAX_BYTES
 
 
 def _join(slots: list[Slot]) -> list[list[Slot]]:

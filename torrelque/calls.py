@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import scripts
@@ -262,6 +263,7 @@ class Mended:
 Starts: TypeAlias = tuple[Iterable[int], Iterable[int]]
 
 
+@lru_cache
 def text_of_seconds(seconds: float) -> bytes:
     """Write a length of time the way the published package does: ``300``, ``1.5``."""
     return (b"%d" % seconds) if seconds == int(seconds) else repr(seconds).encode()
@@ -288,10 +290,13 @@ def _milliseconds(keep: float | None) -> bytes:
     return b"" if keep is None else b"%d" % max(1, round(keep * 1000))
 
 
+@lru_cache
+def _ending(status: TorrelqueTaskStatus, keep: float | None) -> tuple[bytes, bytes]:
+    return b"%d" % status, _milliseconds(keep)
+
+
 #: No limit on deliveries.
 _NEVER = (b"", b"", b"")
-
-_STATUSES = {status: b"%d" % status for status in TorrelqueTaskStatus}
 
 
 class Calls:
@@ -358,8 +363,7 @@ class Calls:
         for task_id, result in items:
             flat += (*_named(task_id), b"" if result is None else b"=" + result)
         table = self._dead_table if keep is None else self._table
-        head = (_STATUSES[status], _milliseconds(keep))
-        return Call(scripts.RELEASE, table, head, tuple(flat), len(flat) // 3, _read_verdict)
+        return Call(scripts.RELEASE, table, _ending(status, keep), tuple(flat), len(flat) // 3, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:
         """Move the end of a lease. Outcome: the new end, unix time in seconds, or why not."""

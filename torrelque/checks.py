@@ -23,6 +23,10 @@ MAX_NAME_BYTES = 128
 #: A higher limit on deliveries is a mistake.
 MAX_ATTEMPTS = 1_000_000
 
+#: Looking them up in their class takes as long as all the rest of a check.
+_COMPLETED, _REJECTED = TorrelqueTaskStatus.COMPLETED, TorrelqueTaskStatus.REJECTED
+
+_LENGTH = "a number of seconds, 0 or more"
 _POSITIVE = f"a number of seconds, at least {MIN_SECONDS}"
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
 _NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
@@ -58,19 +62,19 @@ def _seconds(parameter: str, value: object, low: float, what: str) -> float:
 
 def positive_seconds(parameter: str, value: object) -> float:
     """Check a length that may not be nothing: a lease, an interval, a time to keep."""
+    if (type(value) is int or type(value) is float) and MIN_SECONDS <= value <= MAX_SECONDS:  # nearly always so
+        return float(value)
     return _seconds(parameter, value, MIN_SECONDS, _POSITIVE)
 
 
 def seconds(parameter: str, value: object) -> float:
     """Check a length that may be nothing: a delay."""
-    return _seconds(parameter, value, 0.0, "a number of seconds, 0 or more")
+    return _seconds(parameter, value, 0.0, _LENGTH)
 
 
 def timeout(parameter: str, value: object) -> float | None:
     """Check how long a caller waits: ``None`` is without limit, 0 does not wait at all."""
-    if value is None:
-        return None
-    return seconds(parameter, value)
+    return None if value is None else _seconds(parameter, value, 0.0, _LENGTH)
 
 
 def count(parameter: str, value: object) -> int:
@@ -113,6 +117,8 @@ def flag(parameter: str, value: object) -> bool:
 
 def dead_letter(value: object, status: TorrelqueTaskStatus) -> bool:
     """Check whether a task that ends with *status* becomes a dead letter."""
+    if value is False:
+        return False
     buried = flag("dead_letter", value)
     if buried and status is not TorrelqueTaskStatus.REJECTED:
         raise TorrelqueValueError(f"dead_letter goes with the status REJECTED, not with {status.name}")
@@ -208,7 +214,7 @@ def new_task_id(value: object) -> str:
 
 def final_status(value: object) -> TorrelqueTaskStatus:
     """Check the status that a release gives: COMPLETED or REJECTED."""
-    if value is TorrelqueTaskStatus.COMPLETED or value is TorrelqueTaskStatus.REJECTED:
+    if value is _COMPLETED or value is _REJECTED:
         return value
     number = value.value if isinstance(value, TorrelqueTaskStatus) else value
     error = TorrelqueValueError if isinstance(value, TorrelqueTaskStatus) else TorrelqueTypeError

@@ -188,7 +188,7 @@ class TorrelqueTaskId(str):
     @classmethod
     def _of_delivery(cls, stored: bytes, count: int, lease: float, delivered: float) -> TorrelqueTaskId:
         # For every task, so not by way of __new__: that takes twice as long.
-        self = str.__new__(cls, stored.decode(errors="replace"))
+        self = str.__new__(cls, stored, "utf-8", "replace")
         self.dequeue_count = count
         self.task_timeout = lease
         self._delivered = delivered

@@ -223,6 +223,8 @@ class RedisPyDriver(ScriptRunner):
         self._settings = settings
         self.db = int(self._settings.get("db") or 0)
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Of an entered queue, whose calls need not look for it.
+        self._loop: asyncio.AbstractEventLoop | None = None
         #: Connections that wait for the next call, and how many may: none in a queue that was not entered.
         self._spares: list[_Loan] = []
         self._keeps = 0
@@ -237,13 +239,14 @@ class RedisPyDriver(ScriptRunner):
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None]:
-        self._check_loop()
+        self._loop = self._check_loop()
         # A connection of the pool is left to the user's own commands between ours.
         self._keeps = LANES if self._maker else min(LANES, self._pool.max_connections - 1)
         try:
             async with on_watch(self._watchman):
                 yield
         finally:
+            self._loop = None
             self._keeps = 0
             spares, self._spares = self._spares, []
             # Each in a task of its own: a native cancellation that hits the return of one must not keep the others.
@@ -260,10 +263,10 @@ class RedisPyDriver(ScriptRunner):
             ) from None
 
     def signal(self) -> Signal:
-        return AsyncioSignal(loop=self._check_loop())
+        return AsyncioSignal(loop=self._loop or self._check_loop())
 
     def now(self) -> float:
-        return self._check_loop().time()
+        return (self._loop or self._check_loop()).time()
 
     def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
         loop = self._check_loop()
