@@ -86,6 +86,31 @@ def _is_free(port: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Lock:
+    """What keeps strangers out: TLS, a password of the default user, and users with few rights for a queue.
+
+    :ivar authority: file of the certificate that says who is who
+    :ivar certificate: file of that of the servers, with its key
+    """
+
+    authority: str
+    certificate: str
+    key: str
+    password: str = "of-the-servers"
+
+    def settings(self, port: int) -> dict[str, str]:
+        return {
+            "port": "0", "tls-port": str(port), "tls-replication": "yes", "tls-auth-clients": "no",
+            "tls-ca-cert-file": self.authority, "tls-cert-file": self.certificate, "tls-key-file": self.key,
+            "requirepass": self.password,
+        }  # fmt: skip
+
+    @property
+    def login(self) -> dict[str, Any]:
+        return {"ssl": True, "ssl_ca_certs": self.authority, "password": self.password}
+
+
 @dataclass(eq=False)
 class Node:
     """One server process, which can die and come back on its port."""
@@ -98,14 +123,16 @@ class Node:
     host: str = "127.0.0.1"
     #: The network namespace in which it runs, if it has one of its own.
     netns: str = ""
+    lock: Lock | None = None
     process: subprocess.Popen[bytes] | None = None
     admin: Any = field(init=False)
 
     def __post_init__(self) -> None:
         # Its own retries would ask a node that is silent for half a minute.
         self.admin = redis.Redis(
-            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
-        )
+            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0),
+            **(self.lock.login if self.lock else {}),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Return when it answers."""
@@ -117,6 +144,7 @@ class Node:
                 "port": str(self.port),
                 "dir": str(self.folder),
                 "logfile": "server.log",
+                **(self.lock.settings(self.port) if self.lock else {}),
                 **self.options,
             }
             config.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in settings.items()))
@@ -391,19 +419,21 @@ def open_sentinel(
     kind: str = "valkey",
     replicas: int = 2,
     network: Network | None = None,
+    lock: Lock | None = None,
     **options: str,
 ) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
     :param network: gives each of them a machine of its own, as far as the network goes
+    :param lock: keeps strangers out of all of them
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(replicas + 4)
-    given = {**_COMMON, **{name.replace("_", "-"): value for name, value in options.items()}}
-    nodes = [Node(binary, folder / f"node{i}", port, dict(given)) for i, port in enumerate(ports[3:])]
+    given = {**_COMMON, **_replication(lock), **{name.replace("_", "-"): value for name, value in options.items()}}
+    nodes = [Node(binary, folder / f"node{i}", port, dict(given), lock=lock) for i, port in enumerate(ports[3:])]
     sentinels = [
-        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",))
+        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",), lock=lock)
         for i, port in enumerate(ports[:3])
     ]
     site = Site(kind, nodes, sentinels, network)
@@ -420,6 +450,7 @@ def open_sentinel(
         for sentinel in sentinels:
             for name, value in {
                 "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": FAILOVER_TIMEOUT, "parallel-syncs": 2,
+                **({"auth-pass": lock.password} if lock else {}),
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
             paces = [word for pair in _SENTINEL_PACE.items() for word in pair]
@@ -432,25 +463,31 @@ def open_sentinel(
             node.close()
 
 
+def _replication(lock: Lock | None) -> dict[str, str]:
+    return {"masterauth": lock.password} if lock else {}
+
+
 def _sees_others(sentinel: Node, replicas: int) -> bool:
     state = sentinel.admin.sentinel_master(SERVICE)
     return state["num-other-sentinels"] == 2 and state["num-slaves"] == replicas
 
 
 @contextlib.contextmanager
-def open_cluster(folder: Path, kind: str = "valkey", **options: str) -> Iterator[Site]:
+def open_cluster(folder: Path, kind: str = "valkey", lock: Lock | None = None, **options: str) -> Iterator[Site]:
     """Run a cluster of three primaries with a replica each.
 
+    :param lock: keeps strangers out of all of them
     :param options: settings of the nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(12)
     given = {
-        **_COMMON, "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
+        **_COMMON, **_replication(lock), "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
+        **({"tls-cluster": "yes"} if lock else {}),
         **{name.replace("_", "-"): value for name, value in options.items()},
     }  # fmt: skip
     nodes = [
-        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])})
+        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])}, lock=lock)
         for i, port in enumerate(ports[:6])
     ]
     site = Site(kind, nodes)

@@ -52,6 +52,31 @@ async def test_the_silent_are_not_waited_for() -> None:
         assert await topology.locate() == NEW
 
 
+async def test_the_slow_are_not_cut_off() -> None:
+    """A connection that is cancelled while it is made may stay open: in an entered queue each ask comes to its end."""
+    ended: list[Place] = []
+    go_on = anyio.Event()
+
+    async def ask(place: Place, question: Sequence[tuple[bytes, ...]]) -> list[Any]:
+        if place == C:
+            await go_on.wait()
+        ended.append(place)
+        return told(NEW, 4)
+
+    topology = Sentinel(ask, [A, B, C], "jobs")
+    async with topology.asking():
+        assert await topology.locate() == NEW
+        assert C not in ended
+        go_on.set()
+    assert ended[-1] == C
+
+
+async def test_nobody_to_ask() -> None:
+    """Without a sentinel there is nothing to wait for."""
+    with anyio.fail_after(1), pytest.raises(ConnectionError, match="it is not known"):
+        await Sentinel(None, [], "jobs").locate()
+
+
 async def test_nobody_knows() -> None:
     """That is a failure to connect, and tells whom was asked in vain."""
     topology = searched({A: [None, None], B: OSError("refused"), C: OSError("gone")})

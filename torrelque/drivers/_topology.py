@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from anyio import Event, create_task_group, current_time, fail_after, move_on_after, sleep
+from anyio.abc import TaskGroup
 
 from torrelque.errors import TorrelqueRedisError
 
@@ -88,6 +89,42 @@ class Topology:
         raise NotImplementedError
 
 
+class _Enquiry:
+    """What those have said who were asked where the primary is.
+
+    :ivar settled: enough of them have, or all
+    """
+
+    def __init__(self, asked: int) -> None:
+        self.told: list[tuple[tuple[int, ...], Place]] = []
+        self.silent: list[str] = []
+        self.settled = Event()
+        self._asked = asked
+        self._answers = 0
+        self._done = 0
+        if not asked:
+            self.settled.set()
+
+    def note_answer(
+        self, place: Place, found: tuple[tuple[int, ...], Place] | None, refusals: Sequence[ReplyError]
+    ) -> None:
+        self._answers += 1
+        if found is not None:
+            self.told.append(found)
+        elif refusals:
+            self.silent.append(f"{place}: {refusals[0]}")
+        self._note()
+
+    def note_silence(self, place: Place, why: str) -> None:
+        self.silent.append(f"{place}: {why}")
+        self._note()
+
+    def _note(self) -> None:
+        self._done += 1
+        if self._done == self._asked or (self.told and 2 * self._answers > self._asked):
+            self.settled.set()
+
+
 class Searched(Topology):
     """A primary that others know of."""
 
@@ -101,6 +138,7 @@ class Searched(Topology):
         self._sure = False
         self._looked = -LATE_WAIT
         self._changed: Event | None = None
+        self._asks: TaskGroup | None = None
 
     async def locate(self) -> Place:
         if self._sure and self.place is not None:
@@ -151,38 +189,53 @@ class Searched(Topology):
         """
         self._looked = current_time()
         asked = self._whom()
-        told: list[tuple[tuple[int, ...], Place]] = []
-        silent: list[str] = []
-        answers = 0
-
-        async def ask(place: Place) -> None:
-            nonlocal answers
-            try:
-                with fail_after(PATIENCE):
-                    replies = await self._ask(place, self.question)
-                found = self.read(place, replies)
-            except (TorrelqueRedisError, OSError, TimeoutError) as error:
-                silent.append(f"{place}: {error or type(error).__name__}")
-                return
-            except (ValueError, TypeError, LookupError, AttributeError):
-                silent.append(f"{place}: its answer cannot be read")
-                return
-            answers += 1
-            if found is not None:
-                told.append(found)
-            elif refusals := [reply for reply in replies if isinstance(reply, ReplyError)]:
-                silent.append(f"{place}: {refusals[0]}")
-            if told and 2 * answers > len(asked):
-                group.cancel_scope.cancel()
-
-        async with create_task_group() as group:
+        enquiry = _Enquiry(len(asked))
+        async with self._group_of_asks() as group:
             for place in asked:
-                group.start_soon(ask, place)
-        if not told:
-            raise ConnectionError(f"nobody tells where the primary is ({'; '.join(silent) or 'it is not known'})")
-        self.learn(max(told, key=lambda each: each[0])[1])
+                group.start_soon(self._inquire, place, enquiry)
+            await enquiry.settled.wait()
+        if not enquiry.told:
+            why = "; ".join(enquiry.silent) or "it is not known"
+            raise ConnectionError(f"nobody tells where the primary is ({why})")
+        self.learn(max(enquiry.told, key=lambda each: each[0])[1])
         assert self.place is not None
         return self.place
+
+    async def _inquire(self, place: Place, enquiry: _Enquiry) -> None:
+        try:
+            with fail_after(PATIENCE):
+                replies = await self._ask(place, self.question)
+            if enquiry.settled.is_set():
+                return
+            found = self.read(place, replies)
+        except (TorrelqueRedisError, OSError, TimeoutError) as error:
+            enquiry.note_silence(place, str(error) or type(error).__name__)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            enquiry.note_silence(place, "its answer cannot be read")
+        else:
+            refusals = [reply for reply in replies if isinstance(reply, ReplyError)]
+            enquiry.note_answer(place, found, refusals)
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncGenerator[None]:
+        """Let asks run to their end during the body, though nobody waits for the slowest.
+
+        asyncio leaves a connection over TLS open that is cancelled in the moment in which it is made.
+        """
+        async with create_task_group() as self._asks:
+            try:
+                yield
+            finally:
+                self._asks = None
+
+    @asynccontextmanager
+    async def _group_of_asks(self) -> AsyncGenerator[TaskGroup]:
+        if self._asks is not None:
+            yield self._asks
+            return
+        async with create_task_group() as group:
+            yield group
+            group.cancel_scope.cancel()
 
     def _whom(self) -> list[Place]:
         return self._seeds
@@ -269,7 +322,7 @@ class Watchman:
     """Gives up what waits for a server that is not the primary any more: its peer may be silent, not gone."""
 
     def __init__(self, topology: Searched) -> None:
-        self._topology = topology
+        self.topology = topology
         self._waiting: dict[object, tuple[float, int, Callable[[], None]]] = {}
         self._awaited = Event()
 
@@ -290,10 +343,10 @@ class Watchman:
             before = current_time() - LATE_CALL
             if any(since <= before for since, _, _ in self._waiting.values()):
                 with suppress(ConnectionError):
-                    await self._topology.look()
+                    await self.topology.look()
             # Those who wait now: others have had their answers meanwhile, and must be left alone.
             for waiting, (since, generation, give_up) in list(self._waiting.items()):
-                if since <= before and generation != self._topology.generation:
+                if since <= before and generation != self.topology.generation:
                     self.end(waiting)
                     give_up()
             if not self._waiting:
@@ -306,7 +359,7 @@ async def on_watch(watchman: Watchman | None) -> AsyncGenerator[None]:
     if watchman is None:
         yield
         return
-    async with create_task_group() as group:
+    async with watchman.topology.asking(), create_task_group() as group:
         group.start_soon(watchman.run)
         try:
             yield
