@@ -320,14 +320,14 @@ class FaultProxy:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def set(self, *rules: Rule) -> Rule:
+    def set(self, rule: Rule, *more: Rule) -> Rule:
         """Have these happen, and none that were set before; returns the first."""
-        self._rules = list(rules)
-        return rules[0]
+        self._rules = [rule, *more]
+        return rule
 
     def clear(self) -> None:
-        """Let everything pass from now on, but for what has been stalled or swallowed."""
-        self._rules = []
+        """Let everything pass from now on, but for what has been stalled or swallowed; then no rule is hit any more."""
+        self._call(self._rules.clear)
 
     def reset(self) -> None:
         """Close all connections with RST, those that stand still too."""
@@ -393,8 +393,8 @@ class FaultProxy:
     async def _pass(self, link: Link, direction: str, data: bytes) -> None:
         passed = 0
         for at, rule in self._places(link, direction, data):
+            rule.hit(link)  # before anything else can happen: who clears the rules then knows
             await link.send(direction, data[passed:at])
-            rule.hit(link)
             self.counts[type(rule.fault).__name__] += 1
             data, passed = data[:at] + await rule.fault.strike(link, direction, data[at:]), at
         await link.send(direction, data[passed:])

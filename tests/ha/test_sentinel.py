@@ -19,6 +19,7 @@ from support.clusters import SERVICE, Site, eventually
 from support.marks import ON_COREDIS, ON_REDISPY
 
 from torrelque import Torrelque, TorrelqueError, TorrelqueRedisError, TorrelqueUnavailableError
+from torrelque.drivers import _redispy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -55,6 +56,25 @@ async def test_not_entered(open_client: Any, pair: Pair, name: str) -> None:
     """The calls of the published package work without entering, with redis-py on asyncio."""
     async with open_client() as client:
         await every_verb(Torrelque(client, queue=name))
+
+
+@ON_REDISPY
+async def test_a_connection_that_was_idle(
+    open_queue: Any, site: Site, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used again: to make another costs a handshake, with TLS a long one."""
+    monkeypatch.setattr(_redispy, "HOT", 0.0)
+
+    def connected() -> set[str]:
+        clients = site.primary().admin.client_list()
+        return {each["id"] for each in clients if each["cmd"] in {"eval", "evalsha"}}
+
+    async with open_queue() as queue:
+        await queue.enqueue(1)
+        before = connected()
+        assert len(before) == 1
+        await queue.get_queue_stats()
+        assert connected() == before
 
 
 async def test_pipeline(open_client: Any, pair: Pair, name: str) -> None:

@@ -20,6 +20,8 @@ from redis.retry import Retry
 
 from torrelque.embedded import _find_server
 
+from .faketime import faked
+
 SERVICE = "jobs"
 #: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead. A busy machine is
 #: silent for less, and a failover for nothing upsets the next.
@@ -124,6 +126,8 @@ class Node:
     #: The network namespace in which it runs, if it has one of its own.
     netns: str = ""
     lock: Lock | None = None
+    #: By how many seconds its clock is wrong.
+    skew: int = 0
     process: subprocess.Popen[bytes] | None = None
     admin: Any = field(init=False)
 
@@ -151,8 +155,9 @@ class Node:
         inside = ["ip", "netns", "exec", self.netns] if self.netns else []
         with (self.folder / "output").open("wb") as output:
             self.process = subprocess.Popen(
-                [*inside, self.binary, str(config), *self.mode], stdout=output, stderr=subprocess.STDOUT
-            )
+                [*inside, self.binary, str(config), *self.mode], stdout=output, stderr=subprocess.STDOUT,
+                env=faked(self.folder / "clock", f"{self.skew:+d}") if self.skew else None,
+            )  # fmt: skip
         eventually(self._answers)
 
     def _answers(self) -> bool:
@@ -420,12 +425,14 @@ def open_sentinel(
     replicas: int = 2,
     network: Network | None = None,
     lock: Lock | None = None,
+    skew: int = 0,
     **options: str,
 ) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
     :param network: gives each of them a machine of its own, as far as the network goes
     :param lock: keeps strangers out of all of them
+    :param skew: by so many seconds the clocks of the replicas are wrong
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
@@ -441,6 +448,7 @@ def open_sentinel(
         for node in site.everything:
             network.join(node)
     for node in nodes[1:]:
+        node.skew = skew
         node.options["replicaof"] = f"{nodes[0].host} {nodes[0].port}"
     for sentinel in sentinels:
         sentinel.options["sentinel"] = f"monitor {SERVICE} {nodes[0].host} {nodes[0].port} 2"

@@ -171,26 +171,30 @@ class _Loan:
     """When it was used last, by the clock of the event loop."""
     generation: int = 0
     """Of the topology, when the connection was made."""
+    pooled: bool = True
+    """Made by the client's pool, which can check it."""
 
     @property
     def patience(self) -> float:
         return min(self.own_timeout or ANSWER_TIMEOUT, ANSWER_TIMEOUT)
 
     def usable(self, now: float) -> bool:
-        """Whether it needs no check before it is used again."""
-        return now - self.used < HOT and self.connection.is_connected and not self.streams.ended
+        """Whether it needs no check by the pool before it is used again."""
+        hot = now - self.used < HOT or not self.pooled
+        return hot and self.connection.is_connected and not self.streams.ended
 
 
 class _Streams:
     """The streams of a connection that redis-py has made, below its commands and its parser."""
 
     def __init__(self, connection: Any) -> None:
-        self._reader: asyncio.StreamReader = connection._reader
+        self._reader: Any = connection._reader
         self._writer: asyncio.StreamWriter = connection._writer
 
     @property
     def ended(self) -> bool:
-        return self._reader.at_eof() or self._writer.is_closing()
+        """Whether the server has hung up, or said something that nobody has asked for."""
+        return self._reader.at_eof() or bool(self._reader._buffer) or self._writer.is_closing()
 
     async def send(self, item: bytes, /) -> None:
         if self._writer.is_closing():  # uvloop would raise an error of its own
@@ -199,7 +203,7 @@ class _Streams:
         await self._writer.drain()
 
     async def receive(self, max_bytes: int, /) -> bytes:
-        chunk = await self._reader.read(max_bytes)
+        chunk: bytes = await self._reader.read(max_bytes)
         if not chunk:
             raise EndOfStream
         return chunk
@@ -347,7 +351,7 @@ class RedisPyDriver(ScriptRunner):
                 connection, generation = await self._topology.reach(self._connect)
         streams = _Streams(connection)
         own_timeout = connection.socket_timeout if self._maker is None else self._settings.get("socket_timeout")
-        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=generation)
+        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=generation, pooled=self._maker is None)
         connection.socket_timeout = None
         try:
             with _ERRORS.mapped(RedisPyUnavailableError), self._within(loan):
@@ -550,5 +554,8 @@ def _watched(watchman: Watchman, deadline: Deadline, generation: int) -> Iterato
 
 
 async def _drop(connection: Any) -> None:
+    # TLS would stay open until the peer has said good-bye as well, which nobody waits for.
+    if connection._writer is not None:
+        connection._writer.transport.abort()
     with move_on_after(CLOSE_TIMEOUT, shield=True):
         await connection.disconnect(nowait=True)

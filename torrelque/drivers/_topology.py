@@ -20,8 +20,9 @@ from ._wire import ReplyError
 
 T = TypeVar("T")
 
-#: Seconds that a sentinel or a node is given to tell where the primary is.
-PATIENCE = 1.0
+#: Seconds that a sentinel or a node is given to tell where the primary is, TLS and passwords included: that many
+#: handshakes at once have taken more than a second of a busy machine.
+PATIENCE = 2.0
 #: An answer that has not come after so many seconds may never come: is the primary still there?
 LATE_CALL = 1.0
 #: The same question for a connection that waits for its own sake. The end of a peer is heard at once, its silence not.
