@@ -290,13 +290,10 @@ def _milliseconds(keep: float | None) -> bytes:
     return b"" if keep is None else b"%d" % max(1, round(keep * 1000))
 
 
-@lru_cache
-def _ending(status: TorrelqueTaskStatus, keep: float | None) -> tuple[bytes, bytes]:
-    return b"%d" % status, _milliseconds(keep)
-
-
 #: No limit on deliveries.
 _NEVER = (b"", b"", b"")
+
+_STATUSES = {status: b"%d" % status for status in TorrelqueTaskStatus}
 
 
 class Calls:
@@ -363,7 +360,8 @@ class Calls:
         for task_id, result in items:
             flat += (*_named(task_id), b"" if result is None else b"=" + result)
         table = self._dead_table if keep is None else self._table
-        return Call(scripts.RELEASE, table, _ending(status, keep), tuple(flat), len(flat) // 3, _read_verdict)
+        head = (_STATUSES[status], _milliseconds(keep))
+        return Call(scripts.RELEASE, table, head, tuple(flat), len(flat) // 3, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:
         """Move the end of a lease. Outcome: the new end, unix time in seconds, or why not."""

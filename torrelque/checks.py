@@ -74,7 +74,9 @@ def seconds(parameter: str, value: object) -> float:
 
 def timeout(parameter: str, value: object) -> float | None:
     """Check how long a caller waits: ``None`` is without limit, 0 does not wait at all."""
-    return None if value is None else _seconds(parameter, value, 0.0, _LENGTH)
+    if value is None:
+        return None
+    return _seconds(parameter, value, 0.0, _LENGTH)
 
 
 def count(parameter: str, value: object) -> int:

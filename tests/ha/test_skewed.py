@@ -64,7 +64,7 @@ async def test_f23_failover_to_a_skewed_replica(open_queue: Any, site: Site, ske
         await queue.release((await queue.dequeue(5))[0], result="result", result_ttl=3 * HOUR)
         await queue.enqueue("leased", task_id="leased", task_timeout=5)
         held, _ = await queue.dequeue(5)
-        await queue.enqueue("delayed", task_id="delayed", delay=20)
+        await queue.enqueue("delayed", task_id="delayed", delay=10)
         await queue.enqueue("far", task_id="far", delay=2 * HOUR)
         await fail_over(site, skew)
 
