@@ -44,8 +44,10 @@ async def every_verb(queue: Torrelque) -> None:
     late = await queue.enqueue("late", delay=0.05)
     assert (await queue.get_queue_stats()).tasks == 4
     tasks = dict(await queue.dequeue(5, max_tasks=10))
-    assert list(tasks) == ids
+    assert [task_id for task_id in tasks if task_id != late] == ids
     await queue.requeue(ids[0])
+    if late in tasks:  # on a busy machine its time has come by now
+        await queue.requeue(late)
     assert await queue.release_many(ids[1:]) == [None, None]
     back = [(await queue.dequeue(5))[0] for _ in range(2)]
     assert sorted(back) == sorted([ids[0], late])
