@@ -144,7 +144,7 @@ async def test_delays_both_ways(open_queue: Any, theirs: PeerQueue, admin: Redis
         started = anyio.current_time()
         got, task = await ours.dequeue(10)
         assert (got, task) == (task_id, "theirs")
-        assert anyio.current_time() - started < 1
+        assert anyio.current_time() - started < 5
         await ours.requeue(got, 0.02)
         assert (await same_state(ours, theirs, task_id)).status is TorrelqueTaskStatus.DELAYED
         await until(lambda: snapshot(admin, name).delayed[task_id] < snapshot(admin, name).now - 0.01)

@@ -455,7 +455,9 @@ async def test_a_place_of_a_foreign_type_costs_no_task(open_queue: Any, admin: R
 async def test_poison_pill(server: Server, open_queue: Any, admin: Redis, name: str, pair: Pair) -> None:
     """A task that kills each process that works on it, with SIGKILL, ends as a dead letter, and all others are done."""
     async with open_queue() as queue:
-        ids = await queue.enqueue_many([*range(5), "poison", *range(5, 10)], task_timeout=0.3)
+        ids = await queue.enqueue_many(range(5))
+        ids.append(await queue.enqueue("poison", task_timeout=0.3))
+        ids += await queue.enqueue_many(range(5, 10))
     command = [sys.executable, "-m", "support.poisoned_process", server.url, name, str(pair)]
     killed = 0
     while True:

@@ -349,14 +349,14 @@ async def _requeue_and_take_again(queue: Torrelque, task_id: str) -> None:
 async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
     """A body may release or requeue its task and go on: that is the end of the lease, not its loss."""
     async with open_queue() as queue:
-        await queue.enqueue("t", task_timeout=0.2)
+        await queue.enqueue("t", task_timeout=0.6)
         task_id, _ = await queue.dequeue(0)
         ended = False
         async with queue.lease(task_id):
             await settle(queue, task_id)
             if settle is _release:
                 await queue.release(task_id)  # a warning, and no news
-            await anyio.sleep(0.25)
+            await anyio.sleep(0.65)
             ended = True
         assert ended
 

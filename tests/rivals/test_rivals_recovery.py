@@ -47,9 +47,9 @@ async def test_rival_celery_5935(open_queue: Any, admin: redis.Redis, name: str)
     async with open_queue() as queue:
         queue.schedule_sweep(0.05)
         before = time.time()
-        await queue.enqueue("t", task_timeout=0.2, delay=1)
+        await queue.enqueue("t", task_timeout=1, delay=1.5)
         task_id, _ = await queue.dequeue(5)
-        assert time.time() - before >= 1
+        assert time.time() - before >= 1.5
         assert task_id.dequeue_count == 1
         await queue.release(task_id, strict=True)
         with pytest.raises(TorrelqueTimeoutError):

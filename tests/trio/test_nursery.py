@@ -40,7 +40,7 @@ async def test_sweep_ends_with_its_nursery(server: Server, name: str) -> None:
             async with trio.open_nursery() as inner:
                 await inner.start(queue.run_sweep)
                 inner.cancel_scope.cancel()
-        await queue.enqueue("t", delay=0.05)
+        await queue.enqueue("t", delay=60)
         with pytest.raises(TorrelqueTimeoutError):
             await queue.dequeue(0)
 

@@ -165,7 +165,7 @@ async def test_u16_a_long_task_keeps_its_lease(open_queue: Any) -> None:
 async def test_u16_a_handler_is_cancelled_when_its_lease_is_lost(open_queue: Any, admin: Redis, name: str) -> None:
     """Work on a task that somebody else has meanwhile is stopped, and cannot be settled."""
     async with open_queue() as queue:
-        await queue.enqueue("x", task_timeout=0.3)
+        await queue.enqueue("x", task_timeout=1)
         task_id, _ = await queue.dequeue(1)
         cancelled = anyio.Event()
 
@@ -254,7 +254,7 @@ async def test_u20_a_delay_needs_no_sweep(open_queue: Any) -> None:
             group.start_soon(produce)
             started = anyio.current_time()
             task_id, task = await queue.dequeue(10)
-            assert 0.1 <= anyio.current_time() - started < 1
+            assert 0.1 <= anyio.current_time() - started < 5, "no sweep comes within half a minute"
         assert task == "waited for"
         assert task_id.dequeue_count == 1
         await queue.requeue(task_id, 0.05)
