@@ -88,31 +88,6 @@ def _is_free(port: int) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Lock:
-    """What keeps strangers out: TLS, a password of the default user, and users with few rights for a queue.
-
-    :ivar authority: file of the certificate that says who is who
-    :ivar certificate: file of that of the servers, with its key
-    """
-
-    authority: str
-    certificate: str
-    key: str
-    password: str = "of-the-servers"
-
-    def settings(self, port: int) -> dict[str, str]:
-        return {
-            "port": "0", "tls-port": str(port), "tls-replication": "yes", "tls-auth-clients": "no",
-            "tls-ca-cert-file": self.authority, "tls-cert-file": self.certificate, "tls-key-file": self.key,
-            "requirepass": self.password,
-        }  # fmt: skip
-
-    @property
-    def login(self) -> dict[str, Any]:
-        return {"ssl": True, "ssl_ca_certs": self.authority, "password": self.password}
-
-
 @dataclass(eq=False)
 class Node:
     """One server process, which can die and come back on its port."""
@@ -125,7 +100,6 @@ class Node:
     host: str = "127.0.0.1"
     #: The network namespace in which it runs, if it has one of its own.
     netns: str = ""
-    lock: Lock | None = None
     #: By how many seconds its clock is wrong.
     skew: int = 0
     process: subprocess.Popen[bytes] | None = None
@@ -134,9 +108,8 @@ class Node:
     def __post_init__(self) -> None:
         # Its own retries would ask a node that is silent for half a minute.
         self.admin = redis.Redis(
-            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0),
-            **(self.lock.login if self.lock else {}),
-        )  # fmt: skip
+            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
 
     def start(self) -> None:
         """Return when it answers."""
@@ -148,7 +121,6 @@ class Node:
                 "port": str(self.port),
                 "dir": str(self.folder),
                 "logfile": "server.log",
-                **(self.lock.settings(self.port) if self.lock else {}),
                 **self.options,
             }
             config.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in settings.items()))
@@ -424,23 +396,21 @@ def open_sentinel(
     kind: str = "valkey",
     replicas: int = 2,
     network: Network | None = None,
-    lock: Lock | None = None,
     skew: int = 0,
     **options: str,
 ) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
     :param network: gives each of them a machine of its own, as far as the network goes
-    :param lock: keeps strangers out of all of them
     :param skew: by so many seconds the clocks of the replicas are wrong
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(replicas + 4)
-    given = {**_COMMON, **_replication(lock), **{name.replace("_", "-"): value for name, value in options.items()}}
-    nodes = [Node(binary, folder / f"node{i}", port, dict(given), lock=lock) for i, port in enumerate(ports[3:])]
+    given = {**_COMMON, **{name.replace("_", "-"): value for name, value in options.items()}}
+    nodes = [Node(binary, folder / f"node{i}", port, dict(given)) for i, port in enumerate(ports[3:])]
     sentinels = [
-        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",), lock=lock)
+        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",))
         for i, port in enumerate(ports[:3])
     ]
     site = Site(kind, nodes, sentinels, network)
@@ -458,7 +428,6 @@ def open_sentinel(
         for sentinel in sentinels:
             for name, value in {
                 "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": FAILOVER_TIMEOUT, "parallel-syncs": 2,
-                **({"auth-pass": lock.password} if lock else {}),
             }.items():  # fmt: skip
                 sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, name, value)
             paces = [word for pair in _SENTINEL_PACE.items() for word in pair]
@@ -471,31 +440,25 @@ def open_sentinel(
             node.close()
 
 
-def _replication(lock: Lock | None) -> dict[str, str]:
-    return {"masterauth": lock.password} if lock else {}
-
-
 def _sees_others(sentinel: Node, replicas: int) -> bool:
     state = sentinel.admin.sentinel_master(SERVICE)
     return state["num-other-sentinels"] == 2 and state["num-slaves"] == replicas
 
 
 @contextlib.contextmanager
-def open_cluster(folder: Path, kind: str = "valkey", lock: Lock | None = None, **options: str) -> Iterator[Site]:
+def open_cluster(folder: Path, kind: str = "valkey", **options: str) -> Iterator[Site]:
     """Run a cluster of three primaries with a replica each.
 
-    :param lock: keeps strangers out of all of them
     :param options: settings of the nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(12)
     given = {
-        **_COMMON, **_replication(lock), "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
-        **({"tls-cluster": "yes"} if lock else {}),
+        **_COMMON, "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
         **{name.replace("_", "-"): value for name, value in options.items()},
     }  # fmt: skip
     nodes = [
-        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])}, lock=lock)
+        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])})
         for i, port in enumerate(ports[:6])
     ]
     site = Site(kind, nodes)
