@@ -190,7 +190,7 @@ class Runner:
         :raises TorrelqueClosedError: the queue has ended
         """
         if self._woken and self.running:
-            return
+            return  # others have woken it since its last step: of a crowd all but one come here
         self.nudge()
         if not self.running:
             self.running = True

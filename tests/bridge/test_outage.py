@@ -256,15 +256,10 @@ def test_under_load(tmp_path: Path) -> None:
             began = time.monotonic()
             while client.stats().tasks:
                 assert time.monotonic() - began < 60
-                for task in client.dequeue(10, wait=0.5):
-                    try:
-                        client.release(task.task_id, dequeue_count=task.dequeue_count)
-                    except grpc.RpcError as late:
-                        # On a busy machine the second of its lease is over: it comes again.
-                        if late.code() is not grpc.StatusCode.FAILED_PRECONDITION:
-                            raise
-                    else:
-                        seen.add(task.task_id)
+                # A few at a time, for their leases end after a second.
+                for task in client.dequeue(5, wait=0.5):
+                    client.release(task.task_id, dequeue_count=task.dequeue_count)
+                    seen.add(task.task_id)
         # A release whose answer was lost may have been done: one of each worker for each kill.
         assert len(enqueued - seen) <= 3 * 4
         assert seen <= enqueued | unsure

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 from ha.verbs import until_it_works
-from support import Pair, wait_until
+from support import wait_until
 from support.clusters import SERVICE, Site, eventually, open_sentinel
 
-from torrelque import Torrelque, TorrelqueLookupError
+from torrelque import TorrelqueLookupError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -31,18 +30,6 @@ def site(skew: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One for each test: the clocks of a primary and its replica change places only once."""
     with open_sentinel(tmp_path_factory.mktemp("site"), replicas=1, skew=skew) as site:
         yield site
-
-
-@pytest.fixture
-def open_queue(site: Site, open_client: Any, pair: Pair, name: str) -> Callable[[], AbstractAsyncContextManager[Any]]:
-    """Open a queue of the test's name."""
-
-    @asynccontextmanager
-    async def open_queue() -> AsyncGenerator[Torrelque]:
-        async with open_client() as client, Torrelque(client, queue=name) as queue:
-            yield queue
-
-    return open_queue
 
 
 async def fail_over(site: Site, skew: int) -> None:

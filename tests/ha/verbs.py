@@ -41,13 +41,11 @@ async def every_verb(queue: Torrelque) -> None:
     assert seen == [TorrelqueTaskStatus.WORKING, TorrelqueTaskStatus.COMPLETED]
     assert (await queue.get_task_state(task_id)).result == 1
     ids = await queue.enqueue_many(range(3))
-    late = await queue.enqueue("late", delay=0.05)
+    late = await queue.enqueue("late", delay=1)
     assert (await queue.get_queue_stats()).tasks == 4
     tasks = dict(await queue.dequeue(5, max_tasks=10))
-    assert [task_id for task_id in tasks if task_id != late] == ids
+    assert list(tasks) == ids
     await queue.requeue(ids[0])
-    if late in tasks:  # on a busy machine its time has come by now
-        await queue.requeue(late)
     assert await queue.release_many(ids[1:]) == [None, None]
     back = [(await queue.dequeue(5))[0] for _ in range(2)]
     assert sorted(back) == sorted([ids[0], late])

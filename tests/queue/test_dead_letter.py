@@ -102,11 +102,9 @@ async def test_deliveries_that_ended_with_a_crash_count(open_queue: Any, admin: 
         await queue.enqueue("kills", task_id="a", task_timeout=0.02)
         for _ in range(2):
             await queue.dequeue(5)
-        await queue.enqueue("fine", task_id="b", delay=0.05)
+        await queue.enqueue("fine", task_id="b", delay=1)
         held, _ = await queue.dequeue(5)
         assert (held, held.dequeue_count) == ("b", 1)
-        with pytest.raises(TorrelqueTimeoutError):
-            await queue.dequeue(0)  # where the machine was slow, it was the other's turn first
         assert [letter.task_id for letter in await queue.dead_letters()] == ["a"]
 
 

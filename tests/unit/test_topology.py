@@ -71,6 +71,14 @@ async def test_the_slow_are_not_cut_off() -> None:
     assert ended[-1] == C
 
 
+async def test_the_silent_do_not_hold_up_who_leaves() -> None:
+    """Whoever leaves the queue waits for them for less than a second."""
+    topology = searched({A: told(NEW, 4), B: told(NEW, 4), C: None})
+    with anyio.fail_after(0.9):
+        async with topology.asking():
+            assert await topology.locate() == NEW
+
+
 async def test_nobody_to_ask() -> None:
     """Without a sentinel there is nothing to wait for."""
     with anyio.fail_after(1), pytest.raises(ConnectionError, match="it is not known"):

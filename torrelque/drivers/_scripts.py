@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import chain
 from typing import Any, TypeAlias
 
 from anyio import current_time, sleep
@@ -210,23 +209,9 @@ def arguments(command: bytes, call: Call[Any]) -> tuple[bytes, ...]:
     return (script, b"%d" % len(call.keys), *call.keys, *call.head, *call.items)
 
 
-class _Lengths(dict[int, bytes]):
-    """How lengths of strings are written: those of short ones once."""
-
-    def __missing__(self, length: int) -> bytes:
-        text = b"$%d" % length
-        if length < 1024:
-            self[length] = text
-        return text
-
-
-_LENGTHS = _Lengths()
-
-
 def pack(command: Sequence[bytes]) -> bytes:
-    """Write a command in RESP. All of it is bytes already, so this takes a tenth of the time that a client takes."""
-    lengths = map(_LENGTHS.__getitem__, map(len, command))
-    return b"\r\n".join([b"*%d" % len(command), *chain.from_iterable(zip(lengths, command, strict=True)), b""])
+    """Write a command in RESP. All of it is bytes already, so this takes a fifth of the time that a client takes."""
+    return b"*%d\r\n" % len(command) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in command])
 
 
 #: Said before a command to a node that a slot is being moved to.

@@ -23,6 +23,8 @@ T = TypeVar("T")
 #: Seconds that a sentinel or a node is given to tell where the primary is, TLS and passwords included: that many
 #: handshakes at once have taken more than a second of a busy machine.
 PATIENCE = 2.0
+#: Those who are asked when the queue is left have so many seconds: nobody waits for their answer any more.
+LEAVING = 0.5
 #: An answer that has not come after so many seconds may never come: is the primary still there?
 LATE_CALL = 1.0
 #: The same question for a connection that waits for its own sake. The end of a peer is heard at once, its silence not.
@@ -109,6 +111,7 @@ class _Enquiry:
     def note_answer(
         self, place: Place, found: tuple[tuple[int, ...], Place] | None, refusals: Sequence[ReplyError]
     ) -> None:
+        """Note who has answered: what it knows, or why it may not tell."""
         self._answers += 1
         if found is not None:
             self.told.append(found)
@@ -117,6 +120,7 @@ class _Enquiry:
         self._note()
 
     def note_silence(self, place: Place, why: str) -> None:
+        """Note who has not answered, or not in words that can be read."""
         self.silent.append(f"{place}: {why}")
         self._note()
 
@@ -219,15 +223,17 @@ class Searched(Topology):
 
     @asynccontextmanager
     async def asking(self) -> AsyncGenerator[None]:
-        """Let asks run to their end during the body, though nobody waits for the slowest.
+        """Let asks run to their end during the body, and a little longer, though nobody waits for the slowest.
 
         asyncio leaves a connection over TLS open that is cancelled in the moment in which it is made.
         """
-        async with create_task_group() as self._asks:
+        async with create_task_group() as group:
+            self._asks = group
             try:
                 yield
             finally:
                 self._asks = None
+                group.cancel_scope.deadline = current_time() + LEAVING
 
     @asynccontextmanager
     async def _group_of_asks(self) -> AsyncGenerator[TaskGroup]:

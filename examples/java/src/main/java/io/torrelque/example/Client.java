@@ -109,8 +109,8 @@ final class Client implements AutoCloseable {
      * Which calls gRPC may repeat by itself: those that do no harm when the first one arrived. Enqueue and BatchEnqueue
      * are among them because we always set a request_id. Dequeue never is: a lost answer may hold leased tasks.
      *
-     * <p>UNKNOWN is here what grpc-java says of some connections that are lost ("channel closed"): that of the server is
-     * for other calls.
+     * <p>UNKNOWN is what grpc-java says of some connections that are lost ("channel closed"); what the server calls so may
+     * have been done, which is no harm to these calls either.
      */
     private static Map<String, ?> serviceConfig() {
         var repeatable = Stream.of(
