@@ -293,8 +293,6 @@ def _milliseconds(keep: float | None) -> bytes:
 #: No limit on deliveries.
 _NEVER = (b"", b"", b"")
 
-_STATUSES = {status: b"%d" % status for status in TorrelqueTaskStatus}
-
 
 class Calls:
     """Builds the calls of one queue."""
@@ -307,6 +305,9 @@ class Calls:
         self._dead_table = (*self._table, keys.dead, keys.dead_payloads)
         self._sweep_table = (*self._table, keys.outgoing)
         self._waking = (keys.wake, _HORIZON)
+        #: How the last tasks ended, and what is said for it.
+        self._last_ending: tuple[TorrelqueTaskStatus, float | None] | None = None
+        self._last_words: tuple[tuple[bytes, ...], tuple[bytes, ...]] = ((), ())
 
     def assurance(self, durability: TorrelqueDurability) -> Assurance | None:
         """Spell what an answer has to wait for; ``None`` if for nothing.
@@ -359,8 +360,11 @@ class Calls:
         flat: list[bytes] = []
         for task_id, result in items:
             flat += (*_named(task_id), b"" if result is None else b"=" + result)
-        table = self._dead_table if keep is None else self._table
-        head = (_STATUSES[status], _milliseconds(keep))
+        if self._last_ending != (status, keep):  # nearly always tasks end as the last ones did
+            self._last_ending = status, keep
+            table: tuple[bytes, ...] = self._dead_table if keep is None else self._table
+            self._last_words = table, (b"%d" % status, _milliseconds(keep))
+        table, head = self._last_words
         return Call(scripts.RELEASE, table, head, tuple(flat), len(flat) // 3, _read_verdict)
 
     def extend(self, task_id: str, lease: float | None, default_lease: float) -> Call[float | Verdict]:

@@ -289,9 +289,11 @@ class Room:
         """
         deliveries = deque(claim.deliveries)
         for seat in self._seats:
-            if deliveries and not seat.got:
+            if not deliveries:
+                break
+            if not seat.got:
                 seat.take(deliveries.popleft())
-        for seat in self._seats:
+        for seat in self._seats if deliveries else ():
             while deliveries and len(seat.got) < seat.wanted and seat.take(deliveries[0]):
                 deliveries.popleft()
         self._returns += [(delivery.task_id, delivery.count) for delivery in deliveries]

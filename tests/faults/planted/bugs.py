@@ -239,7 +239,7 @@ _WEAKNESSES = (
     Bug(
         "u24-rejection-invisible",
         "A rejection with a result is kept as COMPLETED",
-        [in_python("torrelque.calls:Calls.release", "_STATUSES[status]", "b'3'")],
+        [in_python("torrelque.calls:Calls.release", 'b"%d" % status', "b'3'")],
     ),
     Bug(
         "u25-no-ttl",
