@@ -19,6 +19,8 @@ from faults.history import APPLIED, FAIL, NOT_DONE, OK, REFUSALS, UNKNOWN, Call,
 from support import STATUS_OF_PLACE, snapshot
 
 _SECOND = 1_000_000_000
+#: Seconds for which a claim may be under way before it is answered, or its connection is given up.
+_UNDER_WAY = 15.0
 _FINAL = {"3": "COMPLETED", "4": "REJECTED"}
 
 
@@ -251,15 +253,22 @@ def _add_settles(tasks: dict[str, _Task], call: Call) -> None:
 
 
 class Doubt:
-    """When a claim that nobody saw may have been made: dequeues without an answer."""
+    """When a claim that nobody saw may have been made: dequeues without an answer, and those whose time passed.
+
+    Who leaves when its time has passed may leave a claim under way. What that brings is handed back, and its number
+    with it; unless the hand-back is lost, or comes when the lease has ended.
+    """
 
     def __init__(self, calls: Iterable[Call], events: Iterable[Event], slack: float) -> None:
         deaths = {event.about: event.at for event in events if event.kind == "kill"}
-        spans = sorted(
-            (call.invoked, (call.completed or deaths.get(call.process, math.inf)) + slack * _SECOND)
-            for call in calls
-            if call.op == "dequeue" and call.outcome == UNKNOWN
-        )
+        spans: list[tuple[float, float]] = []
+        for call in calls:
+            passed = (call.outcome, call.value) in ((FAIL, "TorrelqueTimeoutError"), (OK, []))
+            if call.op == "dequeue" and (call.outcome == UNKNOWN or passed):
+                end = call.completed or deaths.get(call.process, math.inf)
+                begin = max(call.invoked, end - _UNDER_WAY * _SECOND) if passed else call.invoked
+                spans.append((begin, end + slack * _SECOND))
+        spans.sort()
         self._begins = [begin for begin, _ in spans]
         self._ends = list(accumulate((end for _, end in spans), max))
 

@@ -7,7 +7,7 @@ Lowe's memory of what was tried; tasks do not touch each other, so each is searc
 
 Each call is put as early as it can be, which is never wrong: an early claim only lets its lease end sooner, and nothing
 *must* happen when a lease, a delay or the time of a kept result has ended. What happens by itself is tried wherever it
-can: a lease ends; a claim whose answer was lost is made, while a dequeue could have made it, and may be handed back.
+can: a lease ends; a claim that nobody saw is made, while a dequeue could have made it, and may be handed back.
 
 It needs more of a history than the checker, where that is to be exact: ``lease=``, ``delay=`` and ``kept=`` (for each
 task of a release, for how many seconds its state is kept; ``None`` when it is not). Not in the model is what gives a

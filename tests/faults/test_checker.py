@@ -236,6 +236,14 @@ def test_unseen_claim() -> None:
     assert story.kinds() == ["unseen claim"]
     assert story.call(9, "w2", "dequeue", 1, UNKNOWN).kinds() == ["unseen claim"]
     assert story.call(-3, "w2", "dequeue", 1, UNKNOWN, took=None).event(-2.9, "kill", "w2").kinds() == ["unseen claim"]
+    assert story.call(9, "w2", "dequeue", 1, FAIL, "TorrelqueTimeoutError").kinds() == ["unseen claim"]
+
+
+@pytest.mark.parametrize(("outcome", "value"), [(FAIL, "TorrelqueTimeoutError"), (OK, [])])
+def test_who_leaves_before_its_claim_is_answered(outcome: str, value: Any) -> None:
+    """The number of a claim that was made for who had gone by then may be missing."""
+    story = Story().enqueue(0).deliver(5, 2).settle(5.1, "release", 2)
+    assert story.call(1, "w2", "dequeue", 1, outcome, value, took=2).kinds() == []
 
 
 def test_token() -> None:
