@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 from support import Server
+from support.rights import rights, rights_of_a_check
 
 from torrelque import TorrelqueTaskStatus, TorrelqueTimeoutError
 
 pytestmark = pytest.mark.anyio
 
-OPERATING = Path(__file__).parent.parent.parent / "docs/operating.md"
-
 
 @pytest.fixture
 def user(admin: Redis, server: Server, name: str) -> Iterator[str]:
     """A user who may do what the document says, on the queue of the test."""
-    (rules,) = re.findall(r"ACL SETUSER trq on #<[^>]*> (.*?)```", OPERATING.read_text(), re.DOTALL)
-    granted = [rule.replace("trq:", f"{name}:") for rule in rules.split()]
-    if server.kind == "redis":
-        granted.remove("+client|setinfo")  # unknown before 7.2, as the document says
-    admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", *granted)
+    admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", *rights(name, server.kind))
     yield name
     admin.acl_deluser(name)
 
@@ -72,5 +65,28 @@ async def test_the_documented_permissions_are_enough(open_queue: Any, admin: Red
         assert await queue.count_dead_letters() == 0
         assert (await queue.get_task_state(fourth)).result == "r"
         assert (await queue.get_queue_stats()).tasks == 0
+    refused = {entry["object"] for entry in admin.acl_log() if entry["username"] == user}
+    assert refused <= {"config|get", "info", "select"}, "what the document says is not needed"
+
+
+async def test_those_of_a_check_are_enough(open_queue: Any, admin: Redis, user: str, name: str) -> None:
+    """With those that the document names for it a check finds, and repairs, what is wrong."""
+    admin.execute_command("ACL", "SETUSER", user, *rights_of_a_check())
+    admin.acl_log_reset()
+    async with open_queue(client_options={"username": user, "password": "secret"}) as queue:
+        ids = await queue.enqueue_many(range(6), task_ids=list("abcdef"))
+        keys = queue.keys
+        taken, _ = await queue.dequeue(5)
+        damaged = {taken, *ids[1:]}
+        admin.zadd(keys["working"], {taken: 10**12})
+        admin.lrem(keys["pending"], 1, ids[1])
+        admin.lpush(keys["pending"], ids[2], "ghost")
+        admin.delete(f"{keys['task']}:{ids[3]}")
+        admin.pexpire(f"{keys['task']}:{ids[4]}", 100_000)
+        admin.hset(f"{keys['task']}:{ids[5]}", "status", 1)
+        report = await queue.check(repair=True, grace=0)
+        assert {finding.task_id for finding in report.findings} == {*damaged, "ghost"}
+        assert report.left == []
+        assert (await queue.check(grace=0)).findings == []
     refused = {entry["object"] for entry in admin.acl_log() if entry["username"] == user}
     assert refused <= {"config|get", "info", "select"}, "what the document says is not needed"

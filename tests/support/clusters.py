@@ -21,6 +21,7 @@ from redis.retry import Retry
 from torrelque.embedded import _find_server
 
 from .faketime import faked
+from .locks import ADMIN, Lock
 
 SERVICE = "jobs"
 #: Milliseconds of silence after which sentinels, and nodes of a cluster, take one of them for dead. A busy machine is
@@ -102,14 +103,17 @@ class Node:
     netns: str = ""
     #: By how many seconds its clock is wrong.
     skew: int = 0
+    #: What keeps strangers out.
+    lock: Lock | None = None
     process: subprocess.Popen[bytes] | None = None
     admin: Any = field(init=False)
 
     def __post_init__(self) -> None:
         # Its own retries would ask a node that is silent for half a minute.
         self.admin = redis.Redis(
-            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
-        )
+            host=self.host, port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0),
+            **(self.lock.redispy() if self.lock else {}),
+        )  # fmt: skip
 
     def start(self) -> None:
         """Return when it answers."""
@@ -121,6 +125,7 @@ class Node:
                 "port": str(self.port),
                 "dir": str(self.folder),
                 "logfile": "server.log",
+                **(self.lock.settings(self.port) if self.lock else {}),
                 **self.options,
             }
             config.write_text("".join(f"{name} {value or chr(34) * 2}\n" for name, value in settings.items()))
@@ -397,20 +402,22 @@ def open_sentinel(
     replicas: int = 2,
     network: Network | None = None,
     skew: int = 0,
+    lock: Lock | None = None,
     **options: str,
 ) -> Iterator[Site]:
     """Run a primary, replicas and three sentinels.
 
     :param network: gives each of them a machine of its own, as far as the network goes
     :param skew: by so many seconds the clocks of the replicas are wrong
+    :param lock: what keeps strangers out of each of them
     :param options: settings of the data nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(replicas + 4)
-    given = {**_COMMON, **{name.replace("_", "-"): value for name, value in options.items()}}
-    nodes = [Node(binary, folder / f"node{i}", port, dict(given)) for i, port in enumerate(ports[3:])]
+    given = {**_COMMON, **_known(lock), **{name.replace("_", "-"): value for name, value in options.items()}}
+    nodes = [Node(binary, folder / f"node{i}", port, dict(given), lock=lock) for i, port in enumerate(ports[3:])]
     sentinels = [
-        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",))
+        Node(binary, folder / f"sentinel{i}", port, {"protected-mode": "no"}, ("--sentinel",), lock=lock)
         for i, port in enumerate(ports[:3])
     ]
     site = Site(kind, nodes, sentinels, network)
@@ -426,6 +433,9 @@ def open_sentinel(
         for node in site.everything:
             node.start()
         for sentinel in sentinels:
+            if lock is not None:
+                sentinel.admin.execute_command("SENTINEL", "CONFIG", "SET", "sentinel-pass", ADMIN)
+                sentinel.admin.execute_command("SENTINEL", "SET", SERVICE, "auth-pass", ADMIN)
             for name, value in {
                 "down-after-milliseconds": SENTINEL_DOWN, "failover-timeout": FAILOVER_TIMEOUT, "parallel-syncs": 2,
             }.items():  # fmt: skip
@@ -440,25 +450,31 @@ def open_sentinel(
             node.close()
 
 
+def _known(lock: Lock | None) -> dict[str, str]:
+    """Say by which password a replica comes in at its primary."""
+    return {"masterauth": ADMIN} if lock else {}
+
+
 def _sees_others(sentinel: Node, replicas: int) -> bool:
     state = sentinel.admin.sentinel_master(SERVICE)
     return state["num-other-sentinels"] == 2 and state["num-slaves"] == replicas
 
 
 @contextlib.contextmanager
-def open_cluster(folder: Path, kind: str = "valkey", **options: str) -> Iterator[Site]:
+def open_cluster(folder: Path, kind: str = "valkey", lock: Lock | None = None, **options: str) -> Iterator[Site]:
     """Run a cluster of three primaries with a replica each.
 
+    :param lock: what keeps strangers out of each of them
     :param options: settings of the nodes, with ``_`` for ``-``
     """
     binary = binary_of(kind)
     ports = _free_ports(12)
     given = {
-        **_COMMON, "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
+        **_COMMON, **_known(lock), "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_DOWN),
         **{name.replace("_", "-"): value for name, value in options.items()},
     }  # fmt: skip
     nodes = [
-        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])})
+        Node(binary, folder / f"node{i}", port, {**given, "cluster-port": str(ports[6 + i])}, lock=lock)
         for i, port in enumerate(ports[:6])
     ]
     site = Site(kind, nodes)

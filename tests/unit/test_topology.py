@@ -224,6 +224,6 @@ async def test_a_connection_that_took_too_long_is_stale(
             topology.learn(NEW)
         return MagicMock(socket_timeout=None)
 
-    monkeypatch.setattr("torrelque.drivers._redispy._Maker.connect", connect)
+    monkeypatch.setattr("torrelque.drivers._redispy_connections.Maker.connect", connect)
     assert (await driver._take()).generation != topology.generation
     assert (await driver._take()).generation == topology.generation

@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis.asyncio as aioredis
-from anyio import ClosedResourceError, EndOfStream, Event, create_task_group, fail_after, move_on_after
+from anyio import Event, create_task_group, fail_after, move_on_after
 from redis import exceptions as theirs
 from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterPipeline, RedisCluster
-from redis.asyncio.connection import Connection, SSLConnection
-from redis.asyncio.retry import Retry
+from redis.asyncio.connection import Connection
 from redis.asyncio.sentinel import SentinelConnectionPool
-from redis.backoff import NoBackoff
 
 from torrelque.calls import Assurance, Call, Reply
 from torrelque.errors import (
@@ -44,6 +42,7 @@ from torrelque.errors import (
 
 from ._asyncio import AsyncioSignal, Deadline, Deadlines
 from ._errors import ErrorMap
+from ._redispy_connections import Maker, Streams, drop
 from ._scripts import Requests, ScriptRunner, arguments, pack
 from ._topology import Cluster, Place, Searched, Sentinel, Topology, Watchman, on_watch
 from ._wire import CLOSE_TIMEOUT, Wire
@@ -97,62 +96,38 @@ def is_redispy(client: Any) -> bool:
     return isinstance(client, aioredis.Redis | RedisCluster) and not isinstance(client, Pipeline | ClusterPipeline)
 
 
-def _redact(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for a connection of our own: no retries (we pace them), no read deadline but the one given."""
-    wanted = {name: value for name, value in kwargs.items() if "maint_notifications" not in name}
-    return {**wanted, "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "protocol": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class _Maker:
-    """Makes connections with the settings of a client."""
-
-    kind: type[Any]
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, pool: Any) -> _Maker:
-        """Take the settings of a pool, whose connections may know where to connect to by themselves."""
-        settings = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
-        return cls(SSLConnection if issubclass(pool.connection_class, SSLConnection) else Connection, settings)
-
-    async def connect(self, place: Place) -> Any:
-        connection = self.kind(**_redact({**self.settings, "host": place.host, "port": place.port}))
-        try:
-            await connection.connect()
-        except BaseException:
-            await _drop(connection)
-            raise
-        return connection
-
-    async def ask(self, place: Place, question: Sequence[tuple[bytes, ...]]) -> list[Any]:
-        """Ask somebody who knows where the primary is."""
-        with _ERRORS.mapped(RedisPyUnavailableError):
-            connection = await self.connect(place)
-            try:
-                return await Wire(_Streams(connection)).ask(b"".join(map(pack, question)), len(question))
-            finally:
-                await _drop(connection)
-
-
 def _place(settings: Mapping[str, Any]) -> Place:
     return Place(str(settings["host"]), int(settings["port"]))
 
 
-def _find(client: Any) -> tuple[Topology, _Maker | None]:
+def _find(client: Any) -> tuple[Topology, Maker | None]:
     """Find out from a client where its primary is, and how to connect to it if that is not for the pool to do."""
     if isinstance(client, RedisCluster):
         nodes = list(client.nodes_manager.startup_nodes.values())
-        maker = _Maker(nodes[0].connection_class, nodes[0].connection_kwargs)
-        return Cluster(maker.ask, [_place(node.connection_kwargs) for node in nodes]), maker
+        maker = Maker(nodes[0].connection_class, nodes[0].connection_kwargs)
+        return Cluster(_asking(maker), [_place(node.connection_kwargs) for node in nodes]), maker
     pool: Any = client.connection_pool
     if not isinstance(pool, SentinelConnectionPool):
         return Topology(), None
     if not pool.is_master:
         raise TorrelqueError("client must be the one of a primary: Sentinel(...).master_for(name)")
     pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
-    ask = (_Maker.of(pools[0]) if pools else _Maker(Connection, {})).ask
-    return Sentinel(ask, [_place(each.connection_kwargs) for each in pools], pool.service_name), _Maker.of(pool)
+    ask = _asking(Maker.of(pools[0]) if pools else Maker(Connection, {}))
+    return Sentinel(ask, [_place(each.connection_kwargs) for each in pools], pool.service_name), Maker.of(pool)
+
+
+def _asking(maker: Maker) -> Callable[[Place, Sequence[tuple[bytes, ...]]], Awaitable[list[Any]]]:
+    """Ask those who know where the primary is."""
+
+    async def ask(place: Place, question: Sequence[tuple[bytes, ...]]) -> list[Any]:
+        with _ERRORS.mapped(RedisPyUnavailableError):
+            connection = await maker.connect(place)
+            try:
+                return await Wire(Streams(connection)).ask(b"".join(map(pack, question)), len(question))
+            finally:
+                await drop(connection)
+
+    return ask
 
 
 @dataclass(slots=True)
@@ -165,7 +140,7 @@ class _Loan:
 
     connection: Any
     own_timeout: float | None
-    streams: _Streams
+    streams: Streams
     wire: Wire
     used: float = 0.0
     """When it was used last, by the clock of the event loop."""
@@ -182,34 +157,6 @@ class _Loan:
         """Whether it needs no check by the pool before it is used again."""
         hot = now - self.used < HOT or not self.pooled
         return hot and self.connection.is_connected and not self.streams.ended
-
-
-class _Streams:
-    """The streams of a connection that redis-py has made, below its commands and its parser."""
-
-    def __init__(self, connection: Any) -> None:
-        self._reader: Any = connection._reader
-        self._writer: asyncio.StreamWriter = connection._writer
-
-    @property
-    def ended(self) -> bool:
-        """Whether the server has hung up, or said something that nobody has asked for."""
-        return self._reader.at_eof() or bool(self._reader._buffer) or self._writer.is_closing()
-
-    async def send(self, item: bytes, /) -> None:
-        if self._writer.is_closing():  # uvloop would raise an error of its own
-            raise ClosedResourceError
-        self._writer.write(item)
-        await self._writer.drain()
-
-    async def receive(self, max_bytes: int, /) -> bytes:
-        chunk: bytes = await self._reader.read(max_bytes)
-        if not chunk:
-            raise EndOfStream
-        return chunk
-
-    async def aclose(self) -> None:
-        self._writer.close()
 
 
 class RedisPyDriver(ScriptRunner):
@@ -297,7 +244,7 @@ class RedisPyDriver(ScriptRunner):
         except BaseException:
             # An answer may still come, and must never reach somebody else.
             self._topology.forget()
-            await _drop(loan.connection)
+            await drop(loan.connection)
             raise
         finally:
             await self._give_back(loan)
@@ -311,9 +258,9 @@ class RedisPyDriver(ScriptRunner):
             connection = await self._maker.connect(place)
         try:
             with _ERRORS.mapped(lost), self._deadlines.within(ANSWER_TIMEOUT):
-                replies = await Wire(_Streams(connection)).ask(request, answers)
+                replies = await Wire(Streams(connection)).ask(request, answers)
         finally:
-            await _drop(connection)
+            await drop(connection)
         return list(map(_ERRORS.read, replies))
 
     def _within(self, loan: _Loan, waits: float = 0.0) -> AbstractContextManager[None]:
@@ -349,7 +296,7 @@ class RedisPyDriver(ScriptRunner):
                 connection, generation = await self._pool.get_connection(*_LEND_ARGS), 0
             else:
                 connection, generation = await self._topology.reach(self._connect)
-        streams = _Streams(connection)
+        streams = Streams(connection)
         own_timeout = connection.socket_timeout if self._maker is None else self._settings.get("socket_timeout")
         loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=generation, pooled=self._maker is None)
         connection.socket_timeout = None
@@ -357,7 +304,7 @@ class RedisPyDriver(ScriptRunner):
             with _ERRORS.mapped(RedisPyUnavailableError), self._within(loan):
                 await self._requests.probe(loan.wire, RedisPyStorageError)
         except BaseException:
-            await _drop(connection)
+            await drop(connection)
             await self._release(loan)
             raise
         return loan
@@ -385,7 +332,7 @@ class RedisPyDriver(ScriptRunner):
 
     async def _release(self, loan: _Loan) -> None:
         if self._maker is not None:
-            await _drop(loan.connection)
+            await drop(loan.connection)
             return
         loan.connection.socket_timeout = loan.own_timeout
         with move_on_after(CLOSE_TIMEOUT, shield=True):
@@ -400,7 +347,7 @@ class RedisPyDriver(ScriptRunner):
                 return await connection.read_response(disable_decoding=True)
         except BaseException as error:
             if not isinstance(error, TorrelqueStorageError):
-                await _drop(connection)
+                await drop(connection)
             raise
         finally:
             await self._give_back(loan)
@@ -441,13 +388,12 @@ class RedisPyDriver(ScriptRunner):
             async with self._followed_connection() as connection:
                 yield connection
             return
-        connection = self._pool.connection_class(**_redact(self._pool.connection_kwargs))
+        with _ERRORS.mapped(RedisPyUnavailableError), fail_after(ANSWER_TIMEOUT):
+            connection = await Maker(self._pool.connection_class, self._pool.connection_kwargs).connect()
         try:
-            with _ERRORS.mapped(RedisPyUnavailableError), fail_after(ANSWER_TIMEOUT):
-                await connection.connect()
             yield connection
         finally:
-            await _drop(connection)
+            await drop(connection)
 
     @asynccontextmanager
     async def _followed_connection(self) -> AsyncGenerator[Any]:
@@ -461,7 +407,7 @@ class RedisPyDriver(ScriptRunner):
                     yield connection
                     group.cancel_scope.cancel()
             finally:
-                await _drop(connection)
+                await drop(connection)
         except BaseException:
             self._topology.forget()
             raise
@@ -551,11 +497,3 @@ def _watched(watchman: Watchman, deadline: Deadline, generation: int) -> Iterato
             yield
         finally:
             watchman.end(deadline)
-
-
-async def _drop(connection: Any) -> None:
-    # TLS would stay open until the peer has said good-bye as well, which nobody waits for.
-    if connection._writer is not None:
-        connection._writer.transport.abort()
-    with move_on_after(CLOSE_TIMEOUT, shield=True):
-        await connection.disconnect(nowait=True)

@@ -223,10 +223,7 @@ class Searched(Topology):
 
     @asynccontextmanager
     async def asking(self) -> AsyncGenerator[None]:
-        """Let asks run to their end during the body, and a little longer, though nobody waits for the slowest.
-
-        asyncio leaves a connection over TLS open that is cancelled in the moment in which it is made.
-        """
+        """Let asks run to their end during the body, and a little longer, though nobody waits for the slowest."""
         async with create_task_group() as group:
             self._asks = group
             try:
