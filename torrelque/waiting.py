@@ -26,7 +26,7 @@ from .listening import Hub
 logger = logging.getLogger("torrelque")
 
 #: One claim takes no more, so that the script stays short (it may have as many due tasks to move).
-CLAIM = 150
+CLAIM = 75
 #: So many of a crowd are worth a claim of their own.
 HALF = CROWD // 2
 

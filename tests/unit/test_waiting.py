@@ -279,9 +279,9 @@ async def test_large_wishes_are_served_in_portions() -> None:
     first = [f"a{i}" for i in range(CLAIM)]
     driver = ScriptedDriver(Script(claim(*first), claim("last")))
     async with open_room(driver) as room:
-        got = await room.dequeue(CLAIM + 100, None)
+        got = await room.dequeue(CLAIM + 50, None)
     assert [delivery.task_id.decode() for delivery in got] == [*first, "last"]
-    assert wanted(driver) == [CLAIM, 100]
+    assert wanted(driver) == [CLAIM, 50]
 
 
 async def test_who_left_while_a_claim_was_under_way() -> None:
