@@ -37,7 +37,7 @@ BOUND = 500
 CLAIM_BOUND = 125
 #: So has a sweep, and is in no hurry: 500 of them took up to 20 ms.
 SWEEP_BOUND = 75
-#: The same goes for what is done with dead letters.
+#: What is done with dead letters has more to do for each id as well, but is rare.
 LETTERS_BOUND = 150
 #: No script answers with more bytes of payloads and results, unless a single task has more.
 MAX_ANSWER = 1 << 22

@@ -43,7 +43,7 @@ def die(script: scripts.Script, step: str, mark: bytes = b"") -> None:
             await ask(self, request, answers)
         return os.kill(os.getpid(), signal.SIGKILL)
 
-    Wire.ask = ask_and_die  # type: ignore[method-assign]
+    Wire.ask = ask_and_die  # type: ignore[method-assign]  # in this process, which dies of it
 
 
 async def work(pair: Pair, url: str, name: str, verb: str, step: str) -> None:
