@@ -47,8 +47,8 @@ class Coalescer:
     def __init__(self, driver: Driver, background: Background, linger: Callable[[], float] = lambda: 0.0) -> None:
         self._driver = driver
         self._linger = linger
-        #: How long the batch that collects waits, and whether the last one had several calls.
-        self._pause = 0.0
+        #: When the batch that collects goes out, if it waits for more calls at all: the last ones came in company.
+        self._goes_at = 0.0
         self._in_company = False
         self._lane = Runner(background, self._serve_all, self._abandon)
         self._second_lane = Runner(background, self._serve_crowd, self._abandon)
@@ -84,7 +84,7 @@ class Coalescer:
         slot = Slot(call, self._driver.signal())
         if not self._next:
             linger = self._linger()
-            self._pause = linger if self._in_company else 0.0
+            self._goes_at = self._driver.now() + linger if linger and self._in_company else 0.0
             self._lane.wake()
         self._next[slot] = None
         if len(self._next) == CROWD:
@@ -100,12 +100,17 @@ class Coalescer:
 
     async def _serve_all(self) -> float:
         while self._next:
-            if self._pause:
-                await sleep(self._pause)
+            if self._goes_at:
+                await self._wait_for_more()
             if batch := self._take(self._share):  # the second lane may have been quicker
                 self._in_company = len(batch) > 1
                 await self._serve(batch)
         return math.inf
+
+    async def _wait_for_more(self) -> None:
+        # The second lane may take a batch away, and another begin, which waits for its own time.
+        while (left := self._goes_at - self._driver.now()) > 0:
+            await sleep(left)
 
     async def _serve_crowd(self) -> float:
         while len(self._next) >= CROWD:

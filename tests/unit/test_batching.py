@@ -119,6 +119,28 @@ async def test_company_may_wait_for_more() -> None:
     assert answers == {i: b"%d" % i for i in range(1, 10)}
 
 
+async def test_each_batch_waits_for_its_own_time() -> None:
+    """What comes after a crowd that went out early waits as long as any other call in company."""
+    driver = ScriptedDriver(echo)
+    answers: dict[int, Any] = {}
+    linger = 0.7  # longer than this machine stands still
+    async with open_background(driver) as background:
+        coalescer = Coalescer(driver, background, lambda: linger)
+        async with anyio.create_task_group() as group:
+            for i in (1, 2):
+                group.start_soon(ask, coalescer, i, answers)
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, coalescer, 3, answers)
+            await anyio.sleep(0.1)  # it waits for more, and the crowd is complete before that is over
+            for i in range(4, 3 + CROWD):
+                group.start_soon(ask, coalescer, i, answers)
+        begun = driver.now()
+        await ask(coalescer, 3 + CROWD, answers)
+        assert driver.now() - begun >= linger
+    assert [run[0].count for run in driver.runs] == [2, CROWD, 1]
+    assert answers == {i: b"%d" % i for i in range(1, 4 + CROWD)}
+
+
 async def test_a_crowd_is_served_in_two_halves() -> None:
     """Many callers are halved, so that Redis serves one half while this process works for the other; and no more runs
     than two are under way."""
