@@ -190,6 +190,8 @@ class _Task:
     enqueues: list[_Enqueue] = field(default_factory=list)
     deliveries: list[_Delivery] = field(default_factory=list)
     settles: list[_Settle] = field(default_factory=list)
+    given_up: int = 0
+    revived: int = 0
 
     def releases(self, *outcomes: str) -> list[_Settle]:
         return [settle for settle in self.settles if settle.op == "release" and settle.outcome in outcomes]
@@ -200,7 +202,9 @@ class _Task:
         return min((e.invoked for e in self.enqueues if e.outcome != FAIL), default=0)
 
     def may_live_again(self) -> bool:
-        """Tell whether the id may have been enqueued anew after its release."""
+        """Tell whether the task may have begun again after its end, as a dead letter or as an id that was used anew."""
+        if self.revived:
+            return True
         released = min((settle.invoked for settle in self.releases(OK, UNKNOWN)), default=math.inf)
         able = [e for e in self.enqueues if e.outcome == UNKNOWN or e.added]
         return any(enqueue.completed > released for enqueue in able) and len(able) > 1
@@ -217,6 +221,10 @@ def _group(calls: Iterable[Call]) -> dict[str, _Task]:
                     tasks[task_id].deliveries.append(_Delivery(call.process, token, said, call.invoked, call.completed))
             case "release" | "requeue" | "extend":
                 _add_settles(tasks, call)
+            case "give up" | "revive":
+                for task_id, _ in call.args:
+                    tasks[task_id].given_up += call.op == "give up"
+                    tasks[task_id].revived += call.op == "revive"
     for task in tasks.values():
         task.deliveries.sort(key=lambda delivery: (delivery.token or 0, delivery.completed))
     return tasks
@@ -349,7 +357,7 @@ class _Judge:
     def _judge_loss(self, task_id: str, task: _Task) -> None:
         """I1: what was accepted is done, or may be done, or is there."""
         counts, accepted = self._findings.counts, any(enqueue.outcome == OK for enqueue in task.enqueues)
-        done = bool(task.releases(OK)) or task_id in self._final.results
+        done = bool(task.releases(OK)) or task.given_up > 0 or task_id in self._final.results
         counts["enqueued"] += accepted
         counts["released"] += bool(task.releases(OK))
         there = done or bool(task.releases(UNKNOWN)) or task_id in self._live
@@ -378,9 +386,9 @@ class _Judge:
             self._broken("payload", task_id, f"sent {sorted(sent)}, came as {sorted(got)}")
 
     def _judge_lives(self, task_id: str, task: _Task) -> None:
-        """An id that may have been used anew after its end: it cannot end more often than it began."""
+        """A task that may have begun again after its end: it cannot end more often than it began."""
         self._findings.counts["may live again"] += 1
-        begun = sum(enqueue.outcome == UNKNOWN or bool(enqueue.added) for enqueue in task.enqueues)
+        begun = sum(enqueue.outcome == UNKNOWN or bool(enqueue.added) for enqueue in task.enqueues) + task.revived
         if len(task.releases(OK)) > begun:
             self._broken("settled twice", task_id, f"ended {len(task.releases(OK))} times, begun {begun} times")
 

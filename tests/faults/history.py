@@ -16,6 +16,9 @@ dequeue      how many are wanted                     ``[(id, token, digest), ...
 release,     ``[(id, token), ...]``; a token of      a verdict of each (:data:`VERDICTS`), or nothing: applied
 requeue,     ``None`` is that of a plain id, which
 extend       acts whoever holds the task
+give up,     ``[(id, token)]``: what a server is      nothing
+revive,      known to have done by itself to a task,
+purge        or to a dead letter
 others       anything                                anything; the checker does not look at them
 ===========  ======================================  ==========================================================
 

@@ -10,8 +10,9 @@ Each call is put as early as it can be, which is never wrong: an early claim onl
 can: a lease ends; a claim that nobody saw is made, while a dequeue could have made it, and may be handed back.
 
 It needs more of a history than the checker, where that is to be exact: ``lease=``, ``delay=`` and ``kept=`` (for each
-task of a release, for how many seconds its state is kept; ``None`` when it is not). Not in the model is what gives a
-number twice, as a rollback does, or gives a task back while its lease lasts, as the death of a worker on a stream may.
+task of a release, for how many seconds its state is kept; ``None`` when it is not, infinite for a dead letter). Not in
+the model is what gives a number twice, as a rollback does, or gives a task back while its lease lasts, as the death of
+a worker on a stream may.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SMALL = 2000
 _ENOUGH = 20_000
 _SECOND = 1_000_000_000
 
-ABSENT, WAITING, WORKING, ENDED = "absent", "waiting", "working", "ended"
+ABSENT, WAITING, WORKING, ENDED, DEAD = "absent", "waiting", "working", "ended", "dead"
 
 
 class State(NamedTuple):
@@ -114,6 +115,10 @@ def _steps(calls: Iterable[Call]) -> defaultdict[str, list[_Step]]:
             case "dequeue" if call.outcome == OK:
                 for task_id, token, said in call.value or ():
                     steps[task_id].append(_step(call, token, None, OK, said))
+            case "give up" | "revive" | "purge":
+                (keep,) = call.more["kept"]
+                for task_id, token in call.args:
+                    steps[task_id].append(_step(call, token, None, OK, kept=keep))
             case "release" | "requeue" | "extend":
                 kept = call.more.get("kept") or [0] * len(call.args)
                 for (task_id, token), said, keep in zip(call.args, verdicts(call), kept, strict=True):
@@ -222,8 +227,17 @@ class _Model:
                     return None
                 return self._claimed(state, max(state.at, state.until))
             case "end":
-                place = {ABSENT: "gone", ENDED: "final"}.get(state.place, "live")
+                place = {ABSENT: "gone", ENDED: "final", DEAD: "final"}.get(state.place, "live")
                 return state if place == step.told else None
+            case "give up":
+                ends = state.place == WAITING and state.until <= state.at and state.token == step.token
+                return self._ended(state, step.kept) if ends else None
+            case "revive":
+                if (state.place, state.token) != (DEAD, step.token):
+                    return None
+                return state._replace(place=WAITING, until=state.at)
+            case "purge":
+                return State(at=state.at) if state.place == DEAD else None
         return self._settled(state, step)
 
     def _enqueued(self, state: State, step: _Step) -> State | None:
@@ -248,7 +262,15 @@ class _Model:
             return state._replace(until=state.at + lease - self._early, unseen=False)
         if step.op == "requeue":
             return state._replace(place=WAITING, until=state.at + step.delay, lease=lease, unseen=False)
-        return State(at=state.at) if step.kept is None else State(ENDED, state.at, until=state.at + step.kept)
+        return self._ended(state, step.kept)
+
+    @staticmethod
+    def _ended(state: State, kept: float | None) -> State:
+        if kept is None:
+            return State(at=state.at)
+        if kept == math.inf:
+            return state._replace(place=DEAD, until=0, unseen=False)
+        return State(ENDED, state.at, until=state.at + kept)
 
 
 def _shown(steps: Iterable[_Step]) -> str:

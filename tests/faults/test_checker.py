@@ -131,6 +131,14 @@ def test_recovered() -> None:
     assert Story().enqueue(0, UNKNOWN).check().counts["recovered"] == 0
 
 
+def test_given_up() -> None:
+    """What the server has given up is done; what was requeued as a dead letter may end once more."""
+    assert Story().enqueue(0).deliver(1, 1).settle(4, "give up", 1, "server").kinds() == []
+    story = done().settle(2, "revive", 1, "server").deliver(3, 2).settle(3.1, "release", 2)
+    assert story.kinds() == []
+    assert story.settle(3.2, "release", 2).kinds() == ["settled twice"]
+
+
 def test_requeued() -> None:
     """A requeue, also one without an answer, and one by the plain id, explains the next delivery."""
     for how, token in ((OK, 1), (UNKNOWN, 1), (OK, None)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -59,6 +60,11 @@ def extend(began: float, ended: float | None, token: int | None, told: str = "",
     return settle("extend", began, ended, token, told, **more)
 
 
+def served(op: str, at: float, token: int, kept: float | None = None) -> Call:
+    """Make what the server did by itself, at this second."""
+    return call(at, at, op, [("t", token)], kept=[kept])
+
+
 def judge(calls: list[Call], final: Final, *events: Event) -> list[str]:
     """Search; returns what no order explains."""
     allowed = Allowances(lease=LEASE, tolerance=0)
@@ -67,6 +73,8 @@ def judge(calls: list[Call], final: Final, *events: Event) -> list[str]:
 
 LIVE, KEPT = Final({"pending": ["t"]}), Final(results={"t": "COMPLETED"})
 BEGUN = [enqueue(0, 1), dequeue(1, 2, 1)]
+#: Ended by its worker, and kept.
+BURIED = [*BEGUN, release(2, 3, 1, kept=[math.inf])]
 
 RIGHT: dict[str, tuple[list[Call], Final]] = {
     "nothing": ([], Final()),
@@ -100,6 +108,14 @@ RIGHT: dict[str, tuple[list[Call], Final]] = {
     "and noticed meanwhile": (
         [*BEGUN, lost_dequeue(3, 4), requeue(4, 5, 1, LEASE_LOST), dequeue(5, 6, 2)], LIVE,
     ),
+    "given up": ([*BEGUN, requeue(2, 3, 1), served("give up", 4, 1, 9)], KEPT),
+    "when its lease has ended, and forgotten in time": ([*BEGUN, served("give up", 4, 1, 9)], Final()),
+    "a dead letter": (BURIED, KEPT),
+    "that keeps its id": ([*BURIED, enqueue(40, 50, True)], KEPT),
+    "that is purged": ([*BURIED, served("purge", 40, 0), enqueue(41, 50)], LIVE),
+    "that is requeued, and counts on": (
+        [*BURIED, served("revive", 40, 1), dequeue(41, 42, 2), served("give up", 50, 2, math.inf)], KEPT,
+    ),
 }  # fmt: skip
 
 WRONG: dict[str, tuple[list[Call], Final]] = {
@@ -132,6 +148,14 @@ WRONG: dict[str, tuple[list[Call], Final]] = {
     "a claim without an answer that came too late": (
         [enqueue(0, 1), dequeue(1, 2, 2), lost_dequeue(3, 4)], LIVE,
     ),
+    "given up within a lease": ([*BEGUN, served("give up", 2.5, 1, 9)], KEPT),
+    "given up with another number": ([*BEGUN, served("give up", 4, 2, 9)], KEPT),
+    "delivered after it was given up": ([*BEGUN, served("give up", 4, 1, 9), dequeue(5, 6, 2)], LIVE),
+    "a dead letter is lost": (BURIED, Final()),
+    "a dead letter is delivered": ([*BURIED, dequeue(4, 5, 2)], LIVE),
+    "and begins anew": ([*BURIED, served("revive", 40, 1), dequeue(41, 42, 1)], LIVE),
+    "requeued as a dead letter, and none": ([*BEGUN, served("revive", 4, 1)], LIVE),
+    "purged as a dead letter, and none": ([*BEGUN, release(2, 3, 1, kept=[9]), served("purge", 4, 0)], Final()),
     "the end before the failure": ([*BEGUN, release(2, 3, 1, "TorrelqueUnavailableError")], Final()),
 }  # fmt: skip
 

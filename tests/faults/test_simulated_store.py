@@ -13,7 +13,7 @@ from faults.simulation.store import CommandError, Store, ZSet
 from redis import Redis
 
 from torrelque import TorrelqueTaskId, TorrelqueTaskStatus
-from torrelque.calls import SWEEP_ALL, SWEEP_TIMED, Call, Calls
+from torrelque.calls import SWEEP_ALL, SWEEP_TIMED, Call, Calls, GivingUp
 from torrelque.keys import Keys
 
 NOW = 1_700_000_000.0
@@ -118,8 +118,16 @@ def _step(both: Both, calls: Calls, chance: random.Random) -> None:
         calls.enqueue([(chance.choice(IDS), b"")], 2, delay),
         calls.dequeue(chance.randrange(1, 4), 7, [i.encode() for i in chance.sample(IDS, chance.randrange(3))]),
         calls.dequeue(9, 7),
+        calls.dequeue(9, 7, giving_up=GivingUp(2, chance.choice((None, 5.0)), b"no more")),
         calls.requeue(task_id, delay, chance.choice((None, 3))),
-        calls.release([(task_id, result), (chance.choice(IDS), None)], status, 3600),
+        calls.release([(task_id, result), (chance.choice(IDS), None)], status, chance.choice((3600, 3600, None))),
+        calls.dead_letters(chance.randrange(1, 4), chance.choice((None, (b"%.6f" % both.now, task_id.encode())))),
+        calls.count_dead_letters(),
+        chance.choice((calls.requeue_dead_letters, calls.purge_dead_letters))(
+            chance.choice(((), [task_id.encode(), chance.choice(IDS).encode()])),
+            chance.choice((b"", b"%.6f" % both.now)),
+            chance.randrange(2),
+        ),
         calls.extend(task_id, chance.choice((None, 3)), 7),
         calls.hand_back([(chance.choice(IDS).encode(), chance.choice((None, 1, 2))) for _ in range(2)]),
         calls.sweep(7, chance.choice((SWEEP_ALL, SWEEP_TIMED))),

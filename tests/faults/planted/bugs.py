@@ -586,6 +586,42 @@ _OURS = (
         ["tests/trio/test_autojump.py"],
         "",
     ),
+    Bug(
+        "own-one-attempt-more",
+        "A task is delivered once more than it may be",
+        [in_script("DEQUEUE", "elseif limit and count > limit and", "elseif limit and count > limit + 1 and")],
+    ),
+    Bug(
+        "own-letter-lives",
+        "A task that becomes a dead letter counts on as a live one",
+        [
+            in_script(
+                "bury",
+                "redis.call('HDEL', tasks, id)\n  redis.call('HSET', dead_payloads, id, payload)",
+                "redis.call('HSET', dead_payloads, id, payload)",
+            )
+        ],
+    ),
+    Bug(
+        "own-letter-without-payload",
+        "A dead letter loses its payload",
+        [in_script("bury", "redis.call('HSET', dead_payloads, id, payload)", "redis.call('HLEN', dead_payloads)")],
+    ),
+    Bug(
+        "own-not-forgiven",
+        "A dead letter that was requeued is given up at its next delivery",
+        [in_script("REQUEUE_DEAD_LETTERS", "'forgiven', whole(state[1])", "'forgiven', 0")],
+    ),
+    Bug(
+        "own-purged-too-much",
+        "A purge of the dead letters that were there takes those that died meanwhile",
+        [in_script("PURGE_DEAD_LETTERS", "'-inf', last, 'LIMIT'", "'-inf', '+inf', 'LIMIT'")],
+    ),
+    Bug(
+        "own-letters-again",
+        "Reading dead letters begins anew with each page",
+        [in_script("DEAD_LETTERS", "first = redis.call('ZRANK', dead, last) + 1", "first = 0")],
+    ),
 )
 
 BUGS = {bug.name: bug for bug in (*_WEAKNESSES, *_OURS)}

@@ -8,66 +8,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import trio
 
 from torrelque.calls import BOUND
 from torrelque.keys import Keys
 
 from .server import SimServer, Spinning
-from .store import CommandError, ZSet
+from .store import CommandError
+from .view import DELAYED, DONE, PENDING, REJECTED, WORKING, Ended, Task, View, read
 
-PENDING, WORKING, DELAYED, DONE, REJECTED = "0", "1", "2", "3", "4"
 MICROSECOND = 2e-6
+#: The token of what no delivery has done.
+NOBODY = 0
 #: So many broken promises say it all.
 ENOUGH = 50
 #: What a server whose memory is full may refuse: all else must go on, or the queue could not be emptied.
 MAY_BE_REFUSED = {"enqueue", "LMOVE"}
-
-
-@dataclass
-class Task:
-    """A live task, as the queue should know it."""
-
-    body: bytes
-    lease: float
-    status: str
-    count: int = 0
-    """Deliveries so far, less those that were handed back: the fencing token."""
-    requeues: int = 0
-
-
-@dataclass
-class View:
-    """A queue in one moment."""
-
-    now: float
-    pending: list[str] = field(default_factory=list)
-    """The head first."""
-    parked: list[str] = field(default_factory=list)
-    """``dequeueing``, the oldest first."""
-    noted: set[str] = field(default_factory=set)
-    """What sweeps have seen there."""
-    working: dict[str, float] = field(default_factory=dict)
-    delayed: dict[str, float] = field(default_factory=dict)
-    live: dict[str, Task] = field(default_factory=dict)
-    final: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-    """Kept results: status and result."""
-
-    def fork(self) -> View:
-        """Copy, to be changed."""
-        return replace(
-            self,
-            pending=self.pending[:],
-            parked=self.parked[:],
-            noted=set(self.noted),
-            working=dict(self.working),
-            delayed=dict(self.delayed),
-            live={task_id: copy(task) for task_id, task in self.live.items()},
-            final=dict(self.final),
-        )
 
 
 @dataclass
@@ -84,10 +44,6 @@ class Claim:
     ended_at: float = math.inf
 
 
-def _number(text: bytes | None) -> float:
-    return float(text or 0)
-
-
 class Ledger:
     """Watches one queue in a server.
 
@@ -97,9 +53,8 @@ class Ledger:
 
     def __init__(self, server: SimServer, queue: str, *, on_time: bool, late: float) -> None:
         self._server = server
-        self._keys = Keys(queue)
+        self.keys = Keys(queue)
         self._prefix = f"{queue}:".encode()
-        self._state_prefix = self._keys.task + b":"
         self.on_time = on_time
         self._allowed = late
         self.violations: list[str] = []
@@ -115,9 +70,20 @@ class Ledger:
         self.reports: set[tuple[int, int, int]] = set()
         self.versions: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
         """By id: status, count and requeues, in order."""
+        self.ends: dict[str, list[float]] = defaultdict(list)
+        """By id: when it became final, by the virtual clock."""
+        self.too_late: dict[tuple[str, int], float] = {}
+        """By id and token: when it was handed back, and was no longer its giver's."""
+        self.results: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
+        """By id: status and result of what was kept."""
+        self.letters: set[tuple[str, bytes, bytes, int, int]] = set()
+        """All dead letters that were read: id, payload, reason, count and requeues."""
         self.lateness = 0.0
         self._parked_since: dict[str, float] = {}
         self.trace: Callable[[str], None] = lambda line: None
+        self.did: Callable[[str, str, int, float | None], None] = lambda op, task_id, token, kept: None
+        """Is told what the server did with a task on its own account: the operation, the id, its token, and for how
+        many seconds what is known of it is kept."""
 
     def _broken(self, rule: str, text: str) -> None:
         self.violations.append(f"{rule} at {self._server.now():.3f}: {text}")
@@ -128,26 +94,7 @@ class Ledger:
 
     def view(self) -> View:
         """Read the queue."""
-        keys, stored = self._keys, self._server.store.keys
-        view = View(round(self._server.now() * 1e6) / 1e6)
-        view.pending = [task_id.decode() for task_id in reversed(stored.get(keys.pending, ()))]
-        view.parked = [task_id.decode() for task_id in reversed(stored.get(keys.dequeueing, ()))]
-        view.noted = {task_id.decode() for key in (keys.undequeued, keys.outgoing) for task_id in stored.get(key, ())}
-        view.working = {task_id.decode(): end for task_id, end in stored.get(keys.working, ZSet()).items()}
-        view.delayed = {task_id.decode(): due for task_id, due in stored.get(keys.delayed, ZSet()).items()}
-        bodies = stored.get(keys.tasks, {})
-        for key, state in stored.items():
-            if key.startswith(self._state_prefix):
-                task_id = key[len(self._state_prefix) :]
-                status = state.get(b"status", b"").decode()
-                if task_id in bodies:
-                    view.live[task_id.decode()] = Task(
-                        bodies[task_id], _number(state.get(b"timeout")), status,
-                        int(_number(state.get(b"dequeue_count"))), int(_number(state.get(b"requeue_count"))),
-                    )  # fmt: skip
-                else:
-                    view.final[task_id.decode()] = (status, state.get(b"result", b""))
-        return view
+        return read(self._server.store.keys, self.keys, round(self._server.now() * 1e6) / 1e6)
 
     def before(self) -> View:
         """See :class:`Observer`."""
@@ -190,7 +137,7 @@ class Ledger:
         places = [*view.pending, *view.parked, *view.working, *view.delayed]
         if len(places) != len(set(places)):
             self._broken("I3", f"an id stands in two places: {sorted(places)}")
-        bodies = {task_id.decode() for task_id in self._server.store.keys.get(self._keys.tasks, ())}
+        bodies = {task_id.decode() for task_id in self._server.store.keys.get(self.keys.tasks, ())}
         if set(places) != bodies or bodies != set(view.live):
             self._broken("I3", f"ids {sorted(places)}, payloads {sorted(bodies)}, states {sorted(view.live)}")
         for status, ids in (
@@ -199,39 +146,46 @@ class Ledger:
             for task_id in ids:
                 if task_id in view.live and view.live[task_id].status != status:
                     self._broken("I3", f"{task_id} has status {view.live[task_id].status}, not {status}")
+        self._check_letters(view)
         expires = self._server.store.expires
-        for task_id in view.live:
-            if self._keys.state(task_id.encode()) in expires:
-                self._broken("I3", f"the state of {task_id} would expire, and the task lives")
-        for task_id, (status, _) in view.final.items():
+        for task_id in (*view.live, *view.dead):
+            if self.keys.state(task_id.encode()) in expires:
+                self._broken("I3", f"the state of {task_id} would expire, and the task lives or is a dead letter")
+        for task_id, ended in view.final.items():
+            status = ended.task.status
             if status not in {DONE, REJECTED}:
                 self._broken("I14", f"a state without a task: {task_id}, status {status!r}")
-            elif self._keys.state(task_id.encode()) not in expires:
+            elif self.keys.state(task_id.encode()) not in expires:
                 self._broken("I14", f"the result of {task_id} would be kept for ever")
+
+    def _check_letters(self, view: View) -> None:
+        """I3: a dead letter has a time, a payload and a state, and is no live task."""
+        payloads = {task_id.decode() for task_id in self._server.store.keys.get(self.keys.dead_payloads, ())}
+        if not view.died.keys() == view.dead.keys() == payloads:
+            stands = f"dead {sorted(view.died)}, their payloads {sorted(payloads)}, states {sorted(view.dead)}"
+            self._broken("I3", stands)
+        for task_id, letter in view.dead.items():
+            if letter.task.status != REJECTED or task_id in view.live:
+                self._broken("I3", f"{task_id} is a dead letter and has status {letter.task.status}")
 
     def _compare(self, command: str, args: Sequence[bytes], expected: View, after: View) -> None:
         if expected == after:
             return
-        for name in ("pending", "parked", "noted", "live", "final"):
+        for name in ("pending", "parked", "noted", "live", "final", "dead"):
             wanted, got = getattr(expected, name), getattr(after, name)
             if wanted != got:
                 self._broken("model", f"{command} {_shown(args)}: {name} is {got}, should be {wanted}")
-        for name in ("working", "delayed"):
+        for name in ("working", "delayed", "died"):
             wanted, got = getattr(expected, name), getattr(after, name)
             if wanted.keys() != got.keys() or any(abs(wanted[key] - got[key]) > MICROSECOND for key in wanted):
                 self._broken("model", f"{command} {_shown(args)}: {name} is {got}, should be {wanted}")
 
     def _note_versions(self, view: View) -> None:
-        for task_id, task in view.live.items():
-            self._note(task_id, (task.status, task.count, task.requeues))
-        for task_id, (status, _) in view.final.items():
-            if self.versions[task_id] and self.versions[task_id][-1][0] != status:
-                self._note(task_id, (status, *self.versions[task_id][-1][1:]))
-
-    def _note(self, task_id: str, version: tuple[str, int, int]) -> None:
-        versions = self.versions[task_id]
-        if not versions or versions[-1] != version:
-            versions.append(version)
+        ended = {task_id: each.task for task_id, each in (*view.final.items(), *view.dead.items())}
+        for task_id, task in (*view.live.items(), *ended.items()):
+            versions, version = self.versions[task_id], (task.status, task.count, task.requeues)
+            if not versions or versions[-1] != version:
+                versions.append(version)
 
     def _late(self, by: float, task_id: str, rule: str) -> None:
         if by < -MICROSECOND:
@@ -276,7 +230,7 @@ class Ledger:
         said = reply.split()
         for n, i in enumerate(range(2, len(args), 4)):
             task_id, delay = args[i], float(args[i + 3])
-            new = task_id not in view.live and task_id not in view.final
+            new = not view.knows(task_id)
             if (said[n] == b"1") != new:
                 self._broken("I7", f"enqueue of {task_id} answered {said[n]!r}")
             self.said["enqueue", task_id, ""].add(said[n].decode())
@@ -291,37 +245,61 @@ class Ledger:
                 view.pending.append(task_id)
 
     def _dequeue(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
-        wanted, adopt = int(args[2]), args[8:]
-        claimed = [task_id for task_id in dict.fromkeys(adopt) if task_id in view.parked]
-        for task_id in claimed:
-            view.parked.remove(task_id)
+        wanted, adopt, giving_up = int(args[2]), args[8:], _GivingUp.read(args, raw)
+        claimed: list[str] = []
+        ended: list[str] = []
+        for task_id in dict.fromkeys(adopt):
+            if task_id in view.parked:
+                view.parked.remove(task_id)
+                self._claim_or_end(view, task_id, giving_up, claimed, ended)
         self._promote(view, view.delayed, "I9")
-        claimed += self._take(view, wanted - len(claimed))
-        self._claim_all(view, claimed)
+        self._claim_pending(view, wanted, giving_up, claimed, ended)
         if len(claimed) < wanted:
             self._promote(view, view.working, "I10")
-            late = self._take(view, wanted - len(claimed))
-            self._claim_all(view, late)
-            claimed += late
-        self._check_claim(view, claimed, wanted, reply)
+            self._claim_pending(view, wanted, giving_up, claimed, ended)
+        self._check_claim(view, claimed, ended, wanted, reply)
 
-    @staticmethod
-    def _take(view: View, count: int) -> list[str]:
-        taken, view.pending = view.pending[: max(count, 0)], view.pending[max(count, 0) :]
-        return taken
+    def _claim_pending(
+        self, view: View, wanted: int, giving_up: _GivingUp, claimed: list[str], ended: list[str]
+    ) -> None:
+        while view.pending and len(claimed) < wanted:
+            self._claim_or_end(view, view.pending.pop(0), giving_up, claimed, ended)
 
-    def _claim_all(self, view: View, ids: Iterable[str]) -> None:
-        for task_id in ids:
+    def _claim_or_end(
+        self, view: View, task_id: str, giving_up: _GivingUp, claimed: list[str], ended: list[str]
+    ) -> None:
+        """I8: a task that was delivered as often as it may be is ended, and not before."""
+        if not giving_up.meets(view.live[task_id]):
             self._claim(view, task_id)
+            claimed.append(task_id)
+            return
+        ended.append(task_id)
+        self.did("give up", task_id, view.live[task_id].count, giving_up.kept)
+        self._end(view, task_id, REJECTED, giving_up.reason, giving_up.kept)
 
-    def _check_claim(self, view: View, claimed: list[str], wanted: int, reply: bytes) -> None:
+    def _end(self, view: View, task_id: str, status: str, result: bytes, kept: float | None) -> None:
+        """Make a live task final; *kept* is for how many seconds, infinite for a dead letter."""
+        task = view.live.pop(task_id)
+        self.ends[task_id].append(trio.current_time())
+        if kept is None:
+            return
+        task.status = REJECTED if kept == math.inf else status
+        self.results[task_id].append((task.status, result))
+        if kept == math.inf:
+            view.dead[task_id], view.died[task_id] = Ended(task, result), view.now
+        else:
+            task.body = b""
+            view.final[task_id] = Ended(task, result)
+
+    def _check_claim(self, view: View, claimed: list[str], ended: list[str], wanted: int, reply: bytes) -> None:
         """What is answered is what was done (I2, I5, I16), and tells when to look again (I9, I10)."""
         sheet, _, bodies = reply.partition(b"\n")
         until_next, _, drops, given_up, *numbers = sheet.split()
-        told = b"".join(task_id.encode() + view.live[task_id].body for task_id in claimed)
+        told = b"".join(task_id.encode() + view.live[task_id].body for task_id in claimed) + "".join(ended).encode()
         counts = [int(number) for number in numbers[: 4 * len(claimed) : 4]]
-        if told != bodies or int(drops) or int(given_up) or counts != [view.live[task_id].count for task_id in claimed]:
-            self._broken("I16", f"dequeue claimed {claimed} and answered {reply[:200]!r}")
+        should = [view.live[task_id].count for task_id in claimed]
+        if told != bodies or int(drops) or int(given_up) != len(ended) or counts != should:
+            self._broken("I16", f"dequeue claimed {claimed}, ended {ended} and answered {reply[:200]!r}")
         if len(claimed) < wanted:
             self._check_until(view, until_next)
 
@@ -334,7 +312,7 @@ class Ledger:
     def _verdict(self, view: View, task_id: str, token: str) -> int:
         if task_id in view.working:
             return 1 if token in {"", str(view.live[task_id].count)} else -2
-        return -1 if task_id in view.live or task_id in view.final else 0
+        return -1 if view.knows(task_id) else 0
 
     def _heard(self, script: str, task_id: str, token: str, said: bytes, should: int) -> None:
         self.said[script, task_id, token].add(said.decode())
@@ -371,10 +349,9 @@ class Ledger:
                 continue
             self._end_claim(task_id, "release")
             del view.working[task_id]
-            count = view.live.pop(task_id).count
-            self.releases[task_id, count].append((args[0], result[1:]))
-            if result:
-                view.final[task_id] = (args[0], result[1:])
+            self.releases[task_id, view.live[task_id].count].append((args[0], result[1:]))
+            kept = math.inf if args[1] == "" else float(args[1]) / 1000 if result else None
+            self._end(view, task_id, args[0], result[1:], kept)
 
     def _extend(self, before: View, view: View, args: list[str], reply: bytes, raw: Sequence[bytes]) -> None:
         said = reply.split()
@@ -403,6 +380,8 @@ class Ledger:
                 self._end_claim(task_id, "handback")
             if done:
                 view.pending.insert(0, task_id)
+            elif token:
+                self.too_late[task_id, int(token)] = self._server.now()
             if (reply.split()[n] == b"1") != done:
                 self._broken("I15", f"handing back {task_id} answered {reply!r}")
 
@@ -436,13 +415,89 @@ class Ledger:
     def _state(self, before: View, view: View, args: list[str], reply: Any, raw: Sequence[bytes]) -> None:
         for task_id, (status, *_) in zip(args, reply, strict=True):
             task = view.live.get(task_id)
-            should = task.status if task else view.final.get(task_id, (None,))[0]
+            ended = view.final.get(task_id) or view.dead.get(task_id)
+            should = task.status if task else ended and ended.task.status
             if (status.decode() if status else None) != should:
                 self._broken("I12", f"the state of {task_id} is told as {status!r}, and is {should!r}")
+
+    # Dead letters
+
+    def _count_dead_letters(self, before: View, view: View, args: list[str], reply: int, raw: Sequence[bytes]) -> None:
+        if reply != len(view.dead):
+            self._broken("I3", f"{reply} dead letters were counted, there are {len(view.dead)}")
+
+    def _dead_letters(
+        self, before: View, view: View, args: list[str], reply: list[list[Any]], raw: Sequence[bytes]
+    ) -> None:
+        limit, time, last = int(args[0]), args[2], args[3]
+        behind = (float(time), last if view.died.get(last) == float(time) else "") if time else (-math.inf, "")
+        should = [task_id for task_id in view.letters() if (view.died[task_id], task_id) > behind][:limit]
+        if [letter[0].decode() for letter in reply] != should:
+            self._broken("I16", f"the dead letters are {should}, and were told as {reply}")
+        for task_id, _, body, reason, count, requeues, *_ in reply:
+            letter = view.dead[task_id.decode()]
+            told = (task_id.decode(), body, reason or b"", int(count), int(requeues or 0))
+            self.letters.add(told)
+            if told[1:] != (letter.task.body, letter.result, letter.task.count, letter.task.requeues):
+                self._broken("I16", f"a dead letter is told as {told}, and is {letter}")
+
+    def _meant(self, view: View, args: list[str], reply: list[Any]) -> list[str]:
+        """Find which dead letters a requeue or a purge is for, and check what it tells of that."""
+        until, passed, bound, *ids = args
+        told = reply[3].decode()
+        if told != until and (until or abs(float(told) - view.now) > MICROSECOND):
+            self._broken("I16", f"dead letters until {until or view.now} were meant, and {told} was told")
+        old = [task_id for task_id in view.letters() if view.died[task_id] <= float(told) + 1e-7]
+        return ids or old[int(passed) : int(passed) + int(bound)]
+
+    def _check_letters_step(self, meant: list[str], done: int, reply: list[Any]) -> None:
+        if (reply[0], reply[1], reply[2]) != (done, len(meant), len(meant) - done):
+            self._broken("I16", f"{done} of {len(meant)} dead letters were taken, and {reply} was told")
+
+    def _requeue_dead_letters(
+        self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]
+    ) -> None:
+        meant, done = self._meant(view, args, reply), 0
+        for task_id in meant:
+            if task_id in view.dead:
+                del view.died[task_id]
+                task = view.live[task_id] = view.dead.pop(task_id).task
+                task.forgiven = task.count
+                self._put_back(view, task_id)
+                self.did("revive", task_id, task.count, None)
+                done += 1
+        self._check_letters_step(meant, done, reply)
+
+    def _purge_dead_letters(
+        self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]
+    ) -> None:
+        meant, done = self._meant(view, args, reply), 0
+        for task_id in meant:
+            if task_id in view.dead:
+                del view.dead[task_id], view.died[task_id]
+                self.did("purge", task_id, NOBODY, None)
+                done += 1
+        self._check_letters_step(meant, done, reply)
+
+
+@dataclass(frozen=True)
+class _GivingUp:
+    """When a dequeue ends a task instead of delivering it."""
+
+    attempts: float
+    kept: float
+    reason: bytes
+
+    @classmethod
+    def read(cls, args: list[str], raw: Sequence[bytes]) -> _GivingUp:
+        return cls(float(args[5] or math.inf), float(args[6]) / 1000 if args[6] else math.inf, raw[7])
+
+    def meets(self, task: Task) -> bool:
+        return task.count - task.forgiven >= self.attempts
 
 
 def _shown(args: Sequence[Any]) -> str:
     return " ".join(repr(arg)[:120] for arg in args)
 
 
-__all__ = ["Claim", "Ledger", "Task", "View"]
+__all__ = ["Claim", "Ledger"]

@@ -25,7 +25,7 @@ WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 #: Commands that a server whose memory is full refuses, unless the script has written already.
 GROWS = {b"LPUSH", b"RPUSH", b"LMOVE", b"HSET", b"HSETNX", b"ZADD", b"SADD"}
 SHRINKS = {
-    b"RPOP", b"LREM", b"HDEL", b"ZREM", b"SREM", b"DEL", b"UNLINK", b"RENAME", b"PEXPIRE",
+    b"RPOP", b"LREM", b"HDEL", b"ZREM", b"SREM", b"DEL", b"UNLINK", b"RENAME", b"PEXPIRE", b"PERSIST",
 }  # fmt: skip
 WRITES = GROWS | SHRINKS
 
@@ -169,6 +169,12 @@ class Store:
             return 0
         self.expires[key] = self.clock() + int(milliseconds) / 1000
         self._notify(key, b"expire")
+        return 1
+
+    def _do_persist(self, key: bytes) -> int:
+        if self.expires.pop(key, None) is None:
+            return 0
+        self._notify(key, b"persist")
         return 1
 
     def _do_pttl(self, key: bytes) -> int:
@@ -333,6 +339,15 @@ class Store:
 
     def _do_zmscore(self, key: bytes, *members: bytes) -> list[bytes | None]:
         return [self._do_zscore(key, member) for member in members]
+
+    def _do_zrank(self, key: bytes, member: bytes) -> int | None:
+        members = [each for _, each in self._zset(key).ordered()]
+        return members.index(member) if member in members else None
+
+    def _do_zcount(self, key: bytes, low: bytes, high: bytes) -> int:
+        least, below = _float(low), high.removeprefix(b"(")
+        assert below != high  # nobody asks for more than what is less
+        return sum(least <= score < _float(below) for score in self._zset(key).values())
 
     def _do_zrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> list[bytes]:
         ordered = self._zset(key).ordered()

@@ -9,6 +9,7 @@ claimed came to somebody.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ from faults.history import (
 
 from torrelque.model import TorrelqueTaskState
 
-from .ledger import REJECTED, Claim, Ledger, View
+from .ledger import Claim, Ledger
+from .view import REJECTED, View
 
 #: What a settle is told, and what the script had answered.
 _SCRIPTS_WORD = {LEASE_LOST: "-2", NOT_WORKING: "-1", UNKNOWN_TASK: "0"}
@@ -48,7 +50,7 @@ class Watch:
 
     task_id: str
     began: float
-    """Unix time, by the clock of the server."""
+    """By the virtual clock."""
     states: list[TorrelqueTaskState] = field(default_factory=list)
     ended: float | None = None
     """Alike, if it ended by itself."""
@@ -64,7 +66,10 @@ def final(view: View) -> Final:
             "delayed": list(view.delayed),
         },
         {task_id: digest(task.body) for task_id, task in view.live.items()},
-        {task_id: "REJECTED" if status == REJECTED else "COMPLETED" for task_id, (status, _) in view.final.items()},
+        {
+            task_id: "REJECTED" if each.task.status == REJECTED else "COMPLETED"
+            for task_id, each in (*view.final.items(), *view.dead.items())
+        },
     )
 
 
@@ -83,6 +88,7 @@ class Record:
         self.states: list[tuple[str, TorrelqueTaskState]] = []
         self.stats: list[tuple[int, ...]] = []
         self.sweeps: list[tuple[int, int, int]] = []
+        self.letters: list[tuple[str, bytes, bytes, int, int]] = []
         self.violations: list[str] = []
         self.outcomes: Counter[str] = Counter()
 
@@ -99,6 +105,11 @@ class Record:
             call.outcome = OK
         elif how != "cancelled":
             call.outcome, call.value = outcome(value, len(call.args) if isinstance(call.args, list) else 1)
+
+    def served(self, op: str, task_id: str, token: int, kept: float | None) -> None:
+        """Note what the server did with a task of its own accord."""
+        now = self._clock()
+        self.history.calls.append(Call("server", op, [(task_id, token)], now, now, OK, more={"kept": [kept]}))
 
     def event(self, kind: str, about: str) -> None:
         """Note what was done to a program."""
@@ -167,10 +178,13 @@ class Record:
         )
         standing: dict[tuple[str, int, str], list[Claim]] = defaultdict(list)
         for claim in chain.from_iterable(ledger.claims.values()):
-            if claim.ended != "handback":
+            back = claim.ended_at if claim.ended == "handback" else math.inf
+            if claim.ended == "swept":  # a lease may be shorter than the way back
+                back = ledger.too_late.get((claim.task_id, claim.token), math.inf)
+            if back == math.inf:
                 standing[claim.task_id, claim.token, digest(claim.body)].append(claim)
-            elif claim.ended_at - claim.at > AT_ONCE:
-                yield f"I15: {claim.task_id} was handed back after {claim.ended_at - claim.at:.3f} s"
+            elif back - claim.at > AT_ONCE:
+                yield f"I15: {claim.task_id} was handed back after {back - claim.at:.3f} s"
         for key, claims in standing.items():
             if len(claims) > seen[key]:
                 yield f"I15: {key[0]} was claimed with token {key[1]}, and nobody got it, nor was it handed back"
@@ -187,16 +201,18 @@ class Record:
                 at = versions.index(version, at) + 1
                 if state.status.isfinal():
                     yield from self._result(ledger, task_id, state)
-            releases = [claim.ended_at for claim in ledger.claims[task_id] if claim.ended == "release"]
-            if watch.ended is not None and not releases:
+            if watch.ended is None:
+                continue
+            ends = [at for at in ledger.ends[task_id] if at <= watch.ended]
+            if not ends:
                 yield f"I12: a watch of {task_id} ended, and the task had not"
-            elif watch.ended is not None and ledger.on_time:
-                late = watch.ended - max(watch.began, releases[-1])
+            elif ledger.on_time:
+                late = watch.ended - max(watch.began, ends[-1])
                 if late > TOLD:
                     yield f"I12: a watch of {task_id} ended {late:.3f} s after its task"
 
     def _looks(self, ledger: Ledger) -> Iterator[str]:
-        """I16: what was read of states, counts and sweeps is what the scripts said."""
+        """I16: what was read of states, counts, sweeps and dead letters is what the scripts said."""
         for task_id, state in self.states:
             version = (str(int(state.status)), state.dequeue_count, state.requeue_count)
             if version not in ledger.versions[task_id]:
@@ -204,12 +220,13 @@ class Record:
             if state.status.isfinal():
                 yield from self._result(ledger, task_id, state)
         yield from (f"I16: stats told {counts}" for counts in self.stats if counts not in ledger.stats)
+        yield from (f"I16: a dead letter told {letter}" for letter in self.letters if letter not in ledger.letters)
         yield from (f"I20: a sweep told {report}" for report in self.sweeps if report not in ledger.reports)
 
     @staticmethod
     def _result(ledger: Ledger, task_id: str, state: TorrelqueTaskState) -> Iterator[str]:
-        kept = [each for (known, _), all_of_them in ledger.releases.items() if known == task_id for each in all_of_them]
-        if (str(int(state.status)), json.dumps(state.result).encode()) not in kept:
+        kept = ledger.results[task_id]
+        if (str(int(state.status)), b"" if state.result is None else json.dumps(state.result).encode()) not in kept:
             yield f"I16: the result of {task_id} was told as {state.result!r}, and is one of {kept}"
 
 

@@ -1,11 +1,14 @@
-"""What the simulated programs do with their queue: produce, consume well and badly, watch, look, sweep, die."""
+"""What the simulated programs do with their queue: produce, consume well and badly, watch, look, sweep, see to dead
+letters, die."""
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -14,6 +17,7 @@ from faults.history import Call, digest, verdict
 
 from torrelque import (
     Torrelque,
+    TorrelqueDeadLetter,
     TorrelqueError,
     TorrelqueLookupError,
     TorrelqueTaskId,
@@ -66,6 +70,9 @@ class Program:
         with mock.patch("torrelque.queue.driver_for", lambda client: client):
             self.queue = Torrelque(self.driver, queue=world.queue)
         self.queue.task_timeout = 3.0
+        self.queue.max_attempts, self.queue.dead_letter = world.attempts, world.buries
+        # Histories without a limit draw as if there were none.
+        self._letters = random.Random(f"{world.seed} letters {number}")
         self.scope = trio.CancelScope()
         self.work = trio.CancelScope()
         self._calm = calm
@@ -111,6 +118,8 @@ class Program:
             return [self._sweep_on, self._consume, self._consume]
         actors: list[Callable[[], Awaitable[None]]] = [self._consume, self._consume, self._produce, self._watch]
         extra = [self._produce, self._look, self._sweep_now, self._sweep_on, self._consume_many, self._poll]
+        if self.world.attempts is not None:
+            actors.append(self._see_to_letters)
         return actors + self.chance.sample(extra, self.world.busy)
 
     # Calls
@@ -311,12 +320,17 @@ class Program:
         status = self.chance.choice((TorrelqueTaskStatus.COMPLETED, TorrelqueTaskStatus.REJECTED))
         result = self.chance.choice((None, None, f"result {self.chance.getrandbits(32)}", 0))
         ttl = self.chance.choice((None, 0.5, 20))
+        bury = self.world.attempts is not None and self._letters.random() < 0.2
+        if bury:
+            status = TorrelqueTaskStatus.REJECTED
         return await self._settle(
             "release",
             task_id,
-            lambda: self.queue.release(task_id, result=result, result_ttl=ttl, status=status, strict=True),
+            lambda: self.queue.release(
+                task_id, result=result, result_ttl=ttl, status=status, dead_letter=bury, strict=True
+            ),
             results=[(str(int(status)), _stored(result))],
-            kept=[self._kept(result, ttl)],
+            kept=[math.inf if bury else self._kept(result, ttl)],
         )
 
     def _kept(self, result: Any, ttl: float | None) -> float | None:
@@ -407,8 +421,7 @@ class Program:
     async def _watch_one(self, task_id: str) -> None:
         timeout = self.chance.choice((None, None, 3.0, 20.0))
         limit = self.chance.choice((1, 2, 99, 99))
-        now = self.world.server.now
-        seen = Watch(task_id, now())
+        seen = Watch(task_id, trio.current_time())
         self.world.record.watches.append(seen)
 
         async def watch() -> None:
@@ -419,7 +432,7 @@ class Program:
                         return
                     if self.chance.random() < 0.3:
                         await trio.sleep(self.chance.uniform(0, PROMPT / 2))
-            seen.ended = now()
+            seen.ended = trio.current_time()
 
         self.world.watching += 1
         asked = trio.current_time()
@@ -444,6 +457,31 @@ class Program:
                 if outcome == "ok":
                     self.world.record.states.append((task_id, value))
 
+    async def _see_to_letters(self) -> None:
+        while not self.world.healed:
+            await self._pause(1.5)
+            letters = await self._read_letters()
+            some = self._letters.sample(letters, min(len(letters), self._letters.randrange(3)))
+            ids = self._letters.choice((None, [*(letter.task_id for letter in some), "unknown"]))
+            change = self._letters.choice((self.queue.requeue_dead_letters, self.queue.purge_dead_letters, None))
+            if change is not None:
+                await self._call(f"letters {change.__name__} {ids}", partial(change, ids), self._patience())
+
+    async def _read_letters(self) -> list[TorrelqueDeadLetter]:
+        """Read dead letters, a few at a time."""
+        letters: list[TorrelqueDeadLetter] = []
+        await self._call("letters count", self.queue.count_dead_letters, self._patience())
+        while True:
+            read = partial(self.queue.dead_letters, 2, after=letters[-1].cursor if letters else None)
+            outcome, page = await self._call("letters read", read, self._patience())
+            if outcome != "ok" or not page:
+                return letters
+            letters += page
+            self.world.record.letters += [
+                (str(each.task_id), _json(each.task), _stored(each.reason), each.dequeue_count, each.requeue_count)
+                for each in page
+            ]
+
     async def _sweep_now(self) -> None:
         while not self.world.healed:
             await self._pause(2.0)
@@ -461,12 +499,16 @@ class Program:
         self.queue.unschedule_sweep()
 
 
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
 def _digest(body: Any) -> str:
-    return digest(json.dumps(body).encode())
+    return digest(_json(body))
 
 
 def _stored(result: Any) -> bytes:
-    return b"" if result is None else json.dumps(result).encode()
+    return b"" if result is None else _json(result)
 
 
 def _told(value: Any) -> str:

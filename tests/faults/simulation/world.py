@@ -73,6 +73,10 @@ class World:
         self.latency = chance.choice((0.001, 0.02, 0.1))
         self.tasks, self.gap = chance.choice(((3, 1.0), (6, 1.0), (12, 0.1)))
         self.busy = chance.choice((1, 2, 4))
+        #: How often a task is delivered at most, in a third of all histories, and whether it is a dead letter then.
+        letters = random.Random(f"{seed} letters")
+        self.attempts = letters.choice((None, None, None, None, 2, 4))
+        self.buries = letters.choice((False, True, True))
         self.server = SimServer([(script.sha1, script.text, script.name) for script in scripts.ALL])
         self.network = Network(self.server, random.Random(f"{seed} network"), self._rates(), spawn, self.latency)
         self.ledger = Ledger(self.server, self.queue, on_time=self.on_time, late=LATE + 6 * self.latency)
@@ -80,6 +84,7 @@ class World:
         self._jumps: list[tuple[float, float]] = []
         self.record = Record(self.moment, Allowances(lease=LATEST, tolerance=EXACT))
         self.server.observer = self.ledger
+        self.ledger.did = self.record.served
         self.healed = False
         self.operations = 0
         self.watching = 0
@@ -239,8 +244,11 @@ class World:
         if self.network.blockers or self.server.subscriptions or self.server.blocked:
             self.broken("I15: connections are left when all queues have been left")
         self.server.store.expire()
-        allowed = {self.ledger._keys.state(task_id.encode()) for task_id in self.ledger.view().final}
-        foreign = set(self.server.store.keys) - allowed - {self.ledger._keys.undequeued}
+        keys, view = self.ledger.keys, self.ledger.view()
+        allowed = {keys.state(task_id.encode()) for task_id in (*view.final, *view.dead)} | {keys.undequeued}
+        if view.dead:
+            allowed |= {keys.dead, keys.dead_payloads}
+        foreign = set(self.server.store.keys) - allowed
         if foreign:
             self.broken(f"I13, I14: keys are left: {sorted(foreign)}")
 
