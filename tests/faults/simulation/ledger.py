@@ -420,6 +420,31 @@ class Ledger:
             if (status.decode() if status else None) != should:
                 self._broken("I12", f"the state of {task_id} is told as {status!r}, and is {should!r}")
 
+    # Checks. A queue that is well has nothing that could seem wrong, to any of their scripts.
+
+    def _shape(self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]) -> None:
+        sizes = [len(each) for each in (view.pending, view.parked, view.working, view.delayed, view.live)]
+        if reply[8:13] != sizes:
+            self._broken("I3", f"the structures have the sizes {sizes}, and {reply} was told")
+
+    def _walk(self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]) -> None:
+        # From the left, where ids are added.
+        ids = (view.pending if args[0] == "pending" else view.parked)[::-1][int(args[1]) :][: int(args[2])]
+        if reply != [[task_id.encode() for task_id in ids], []]:
+            self._broken("I3", f"walk {args} met {reply}, there are {ids}")
+
+    def _scan(self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]) -> None:
+        if reply[3]:
+            self._broken("I3", f"scan {args} found something wrong: {reply}")
+
+    def _look(self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]) -> None:
+        if any(reply[::2]):
+            self._broken("I3", f"look {args} found something wrong: {reply}")
+
+    def _mend(self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]) -> None:
+        if any(reply[:2]) or any(reply[2]):
+            self._broken("I3", f"mend {args} has changed something: {reply}")
+
     # Dead letters
 
     def _count_dead_letters(self, before: View, view: View, args: list[str], reply: int, raw: Sequence[bytes]) -> None:

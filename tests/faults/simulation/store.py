@@ -137,6 +137,17 @@ class Store:
     def _do_publish(self, channel: bytes, data: bytes) -> int:
         return self._publish(channel, data)
 
+    def _do_type(self, key: bytes) -> dict[bytes, bytes]:
+        return {b"ok": _TYPES[type(self.keys.get(key))]}
+
+    def _do_dbsize(self) -> int:
+        return len(self.keys)
+
+    def _do_scan(self, _cursor: bytes, match: bytes, pattern: bytes, *_: bytes) -> list[Any]:
+        assert match == b"MATCH"
+        assert pattern.endswith(b"*")
+        return [b"0", [key for key in self.keys if key.startswith(pattern[:-1])]]
+
     def _do_exists(self, *keys: bytes) -> int:
         return sum(key in self.keys for key in keys)
 
@@ -213,6 +224,15 @@ class Store:
         items = self._get(key, list) or []
         return list(items[_slice(len(items), first, last)])
 
+    def _do_lpos(self, key: bytes, value: bytes, *options: bytes) -> int | None:
+        """``RANK -1`` is the last one, ``MAXLEN`` how many are looked at."""
+        items = self._get(key, list) or []
+        given = dict(zip(options[::2], map(int, options[1::2]), strict=True))
+        order = list(range(len(items)))
+        if given.get(b"RANK", 1) < 0:
+            order.reverse()
+        return next((i for i in order[: given.get(b"MAXLEN")] if items[i] == value), None)
+
     def _do_lrem(self, key: bytes, count: bytes, value: bytes) -> int:
         items = self._get(key, list)
         if items is None:
@@ -284,6 +304,9 @@ class Store:
     def _do_hkeys(self, key: bytes) -> list[bytes]:
         return list(self._get(key, dict) or ())
 
+    def _do_hscan(self, key: bytes, _cursor: bytes, *options: bytes) -> list[Any]:
+        return [b"0", self._do_hkeys(key) if options[-1] == b"NOVALUES" else self._do_hgetall(key)]
+
     # Sets
 
     def _do_sadd(self, key: bytes, *members: bytes) -> int:
@@ -340,6 +363,9 @@ class Store:
     def _do_zmscore(self, key: bytes, *members: bytes) -> list[bytes | None]:
         return [self._do_zscore(key, member) for member in members]
 
+    def _do_zscan(self, key: bytes, _cursor: bytes, *_: bytes) -> list[Any]:
+        return [b"0", self._do_zrange(key, b"0", b"-1", b"WITHSCORES")]
+
     def _do_zrank(self, key: bytes, member: bytes) -> int | None:
         members = [each for _, each in self._zset(key).ordered()]
         return members.index(member) if member in members else None
@@ -393,7 +419,7 @@ class Store:
 
     def _to_lua(self, value: Any) -> Any:
         if type(value) is list:
-            return self._table([False if item is None else item for item in value])
+            return self._table([self._to_lua(item) for item in value])
         if type(value) is dict:
             return self._table(value)
         return False if value is None else value
@@ -427,6 +453,9 @@ class ZSet(dict[bytes, float]):
     def ordered(self) -> list[tuple[float, bytes]]:
         """Score and member, in the order of a server."""
         return sorted((score, member) for member, score in self.items())
+
+
+_TYPES = {type(None): b"none", list: b"list", dict: b"hash", set: b"set", ZSet: b"zset"}
 
 
 def _argument(part: Any) -> bytes:

@@ -71,7 +71,7 @@ class Program:
             self.queue = Torrelque(self.driver, queue=world.queue)
         self.queue.task_timeout = 3.0
         self.queue.max_attempts, self.queue.dead_letter = world.attempts, world.buries
-        # Histories without a limit draw as if there were none.
+        # Other histories draw as if there were no dead letters and no checks.
         self._letters = random.Random(f"{world.seed} letters {number}")
         self.scope = trio.CancelScope()
         self.work = trio.CancelScope()
@@ -120,6 +120,8 @@ class Program:
         extra = [self._produce, self._look, self._sweep_now, self._sweep_on, self._consume_many, self._poll]
         if self.world.attempts is not None:
             actors.append(self._see_to_letters)
+        if self.world.checks:
+            actors.append(self._check)
         return actors + self.chance.sample(extra, self.world.busy)
 
     # Calls
@@ -481,6 +483,16 @@ class Program:
                 (str(each.task_id), _json(each.task), _stored(each.reason), each.dequeue_count, each.requeue_count)
                 for each in page
             ]
+
+    async def _check(self) -> None:
+        """Check and repair what is not broken."""
+        while not self.world.healed:
+            await self._pause(2.0)
+            repair, grace = self._letters.random() < 0.7, self._letters.choice((0, 0.05, 1.0))
+            check = partial(self.queue.check, repair=repair, grace=grace)
+            outcome, report = await self._call("check", check, self._patience())
+            if outcome == "ok" and report.findings:
+                self.world.broken(f"I3: a check has found {report.findings}")
 
     async def _sweep_now(self) -> None:
         while not self.world.healed:

@@ -77,6 +77,8 @@ class World:
         letters = random.Random(f"{seed} letters")
         self.attempts = letters.choice((None, None, None, None, 2, 4))
         self.buries = letters.choice((False, True, True))
+        #: Whether each program checks the queue, in a quarter of all histories.
+        self.checks = letters.random() < 0.25
         self.server = SimServer([(script.sha1, script.text, script.name) for script in scripts.ALL])
         self.network = Network(self.server, random.Random(f"{seed} network"), self._rates(), spawn, self.latency)
         self.ledger = Ledger(self.server, self.queue, on_time=self.on_time, late=LATE + 6 * self.latency)
