@@ -51,13 +51,17 @@ def run(options: Options) -> Report:
     if same < REPLAYS:
         report.violations.append(f"{REPLAYS - same} of {REPLAYS} histories differed when they were replayed")
     faults: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
     for outcome in outcomes:
         faults.update(outcome.faults)
+        calls.update(outcome.outcomes)
     report.minimums = {
         "histories": (len(outcomes), options.of(2000, 20)),
         "calls": (sum(outcome.operations for outcome in outcomes), options.of(100_000)),
         "faults": (sum(faults.values()), options.of(20_000)),
         "kinds of fault": (len(faults), 18),
+        "calls for dead letters that were answered": (calls["letters ok"], options.of(5000)),
+        "checks that were answered": (calls["check ok"], options.of(1000)),
         "replayed the same": (same, REPLAYS),
     }
     report.measured = {
