@@ -100,8 +100,8 @@ class Call(Generic[R]):
 class Assurance:
     """What is said after writes, so that their answers mean more than that they are in the memory of the primary."""
 
-    commands: tuple[tuple[bytes, ...], ...]
-    """The last one waits; it counts the disks of the primary, if it does so, and the replicas."""
+    commands: tuple[tuple[bytes, ...], tuple[bytes, ...]]
+    """A write, and what waits for it; that counts the disks of the primary, if it does so, and the replicas."""
     probe: tuple[bytes, ...]
     """The same, without waiting: a server that cannot do it says so."""
     wanted: tuple[int, ...]

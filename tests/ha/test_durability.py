@@ -111,6 +111,33 @@ async def test_a_repeat_promises_no_less(open_queue: Any, site: Site) -> None:
         assert (await queue.enqueue(1, task_id="once")).deduplicated
 
 
+async def test_a_repeat_promises_no_less_to_a_primary_that_refuses_writes(open_queue: Any, site: Site) -> None:
+    """What found everything done, and could not write to have something to wait for, is no acknowledgement either; what
+    did write is one, though nothing could be written after it."""
+    primary = site.primary().admin
+    async with without_replica(site):
+        async with open_queue(durability=ON_TWO) as queue:
+            with pytest.raises(TorrelqueNotDurableError):
+                await queue.enqueue(1, task_id="once")
+        primary.config_set("min-replicas-to-write", 3)
+        try:
+            async with open_queue(durability=ON_TWO) as queue:
+                with pytest.raises(TorrelqueNotDurableError):
+                    await queue.enqueue(1, task_id="once")
+        finally:
+            primary.config_set("min-replicas-to-write", 0)
+    site.settle()
+    async with open_queue(durability=TorrelqueDurability(replicas=2)) as queue:
+        task_id, _ = await queue.dequeue(5)
+        primary.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(TorrelqueNotDurableError, match="OOM"):
+                await queue.enqueue(1, task_id="once")
+            await queue.release(task_id, strict=True)
+        finally:
+            primary.config_set("maxmemory", 0)
+
+
 async def test_company_shares_the_wait(open_queue: Any, site: Site) -> None:
     """Calls that share a round trip share the wait, and each of them hears of what is lacking."""
     async with open_queue(durability=ON_TWO) as queue, without_replica(site):

@@ -33,6 +33,8 @@ _SOON, _LATER = 0.02, 0.2
 _HOPS = 2
 #: Whoever says so serves nobody: the primary may be elsewhere. Nothing was applied.
 _ELSEWHERE = {"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "UNBLOCKED"}
+#: What scripts say of an item for which they have written nothing.
+_UNCHANGED = frozenset((b"0", b"-1", b"-2"))
 
 
 async def run_scripts(send: Send, calls: Sequence[Call[Any]], topology: Topology) -> list[Reply | Exception]:
@@ -58,12 +60,23 @@ class ScriptRunner:
     async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
         lost = self.errors.ours[TorrelqueUnavailableError if harmless else TorrelqueUnknownOutcomeError]
-        if place is not None:
-            replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
-            replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
-        else:
-            replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout)
+        try:
+            if place is not None:
+                replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
+                replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
+            else:
+                replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout)
+        except TorrelqueUnknownOutcomeError as error:
+            return [self._unanswered(call, error) for call in calls]
         return self._requests.read(calls, replies, self.errors.ours[TorrelqueNotDurableError])
+
+    def _unanswered(self, call: Call[Any], error: TorrelqueUnknownOutcomeError) -> TorrelqueError:
+        """Tell what it means for one call that a round trip had no answer: one that reads has changed nothing."""
+        if not call.script.reads_only:
+            return error
+        unread = self.errors.ours[TorrelqueUnavailableError](*error.args)
+        unread.__cause__ = error.__cause__
+        return unread
 
     async def _ask(
         self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
@@ -185,12 +198,17 @@ class Requests:
         """Find the answers of the calls in those of a round trip."""
         if not (self._assurance and self.waited_for(calls)):
             return replies
-        own, said = replies[: -len(self._assurance.commands)], replies[-1]
+        own, noted, said = replies[:-2], replies[-2], replies[-1]
         lacking = self._assurance.lacking(said)
-        if lacking is None:
+        refused = lacking is None and isinstance(noted, Exception)
+        if lacking is None and not refused:
             return own
+        if lacking is None:
+            lacking = f"found done, but nobody knows who has it: {noted}"
         return [
-            not_durable(lacking) if call.script.lasting and not isinstance(reply, Exception) else reply
+            not_durable(lacking)
+            if call.script.lasting and not isinstance(reply, Exception) and not (refused and _has_written(reply))
+            else reply
             for call, reply in zip(calls, own, strict=True)
         ]
 
@@ -201,6 +219,11 @@ class Requests:
         (said,) = await wire.ask(pack(self._assurance.probe))
         if isinstance(said, ReplyError) and (why := self._assurance.refused(str(said))):
             raise refusal(why)
+
+
+def _has_written(reply: Reply) -> bool:
+    """Whether a script has surely written: then the server has waited for that, whatever became of the write after."""
+    return isinstance(reply, bytes) and not _UNCHANGED.issuperset(reply.split())
 
 
 def arguments(command: bytes, call: Call[Any]) -> tuple[bytes, ...]:
