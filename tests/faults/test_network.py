@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
-from faults.proxy import DOWN, UP, Delay, FaultProxy, Flip, Rule, Stall, Swallow, faulty
+from faults.proxy import DOWN, UP, Cut, Delay, FaultProxy, Flip, Rule, Stall, Swallow, faulty
 from redis import Redis
 from redis.exceptions import RedisError
 from support import Pair, Server, keyspace, snapshot
@@ -158,6 +158,29 @@ async def test_f19_late_answers(open_through: Any, proxy: FaultProxy, admin: Red
                     group.start_soon(release_with_nonce, queue, ids[i], round_)
         await anyio.sleep(2 * SHORT)
         assert [(await queue.get_task_state(each)).result for each in ids[10:]] == [f"r {each}" for each in ids[10:]]
+
+
+async def test_a_read_in_the_company_of_writes(open_through: Any, proxy: FaultProxy) -> None:
+    """That an answer was lost means of a read that nothing was applied, also where writes shared its round trip."""
+    of_writes: list[Exception] = []
+
+    async def read(queue: Torrelque) -> None:
+        with pytest.raises(TorrelqueUnavailableError):
+            await queue.get_queue_stats()
+
+    async def write(queue: Torrelque) -> None:
+        with pytest.raises(TorrelqueRedisError) as caught:
+            await queue.enqueue("t")
+        of_writes.append(caught.value)
+
+    async with open_through() as queue:
+        await queue.get_queue_stats()
+        proxy.set(Rule(Cut(), DOWN, each=True, times=None))
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(write, queue)
+                group.start_soon(read, queue)
+    assert any(isinstance(error, TorrelqueUnknownOutcomeError) for error in of_writes)
 
 
 async def release_with_nonce(queue: Torrelque, task_id: str, round_: int) -> None:
