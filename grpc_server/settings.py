@@ -22,6 +22,8 @@ MIB = 1 << 20
 _CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 _GLOB = re.compile(r"[A-Za-z0-9_.:{}*?\[\]!-]{1,128}", re.ASCII)
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
+#: The keys of such a queue would be those of tasks of the queue whose name stands before it.
+_OF_TASKS = re.compile(r":task(?::|$)")
 _DAY = 86_400.0
 #: How a URL begins that names several servers.
 SEVERAL = ("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://")
@@ -308,4 +310,4 @@ def _check_listen(addresses: list[Address]) -> None:
 
 def valid_queue(name: str) -> bool:
     """Whether a queue may have this name."""
-    return 0 < len(name) <= 128 and _QUEUE.fullmatch(name) is not None
+    return 0 < len(name) <= 128 and _QUEUE.fullmatch(name) is not None and not _OF_TASKS.search(name)

@@ -109,7 +109,7 @@ class Coalescer:
 
     async def _wait_for_more(self) -> None:
         # The second lane may take a batch away, and another begin, which waits for its own time.
-        while (left := self._goes_at - self._driver.now()) > 0:
+        while (left := self._goes_at - self._driver.now()) > 0:  # noqa: ASYNC110  an event would end it too early
             await sleep(left)
 
     async def _serve_crowd(self) -> float:

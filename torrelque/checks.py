@@ -29,6 +29,8 @@ _COMPLETED, _REJECTED = TorrelqueTaskStatus.COMPLETED, TorrelqueTaskStatus.REJEC
 _LENGTH = "a number of seconds, 0 or more"
 _POSITIVE = f"a number of seconds, at least {MIN_SECONDS}"
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
+#: The keys of such a queue would be those of tasks of the queue whose name stands before it.
+_OF_TASKS = re.compile(r":task(?::|$)")
 _NEW_TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 _SERVICE = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
 _CURSOR = re.compile(r"([0-9]{1,12}\.[0-9]{6})/([A-Za-z0-9_.~%-]+)", re.ASCII)
@@ -165,6 +167,10 @@ def queue(value: object) -> str:
         raise TorrelqueValueError(
             f"queue must be 1 to {MAX_NAME_BYTES} characters of A-Z a-z 0-9 _ . : -"
             f" and at most one {{...}} that is not empty: {shown(value)}"
+        )
+    if _OF_TASKS.search(value):
+        raise TorrelqueValueError(
+            f"queue must have no part :task, whose keys would be those of tasks of another queue: {shown(value)}"
         )
     return value
 

@@ -73,7 +73,7 @@ class Torrelque:
         (asyncio, Trio); of one server or, made by the library's ``Sentinel``, of the primary; or a ``RedisCluster`` of
         either library
     :param queue: name of the queue and prefix of its keys: 1 to 128 characters of ``A-Z a-z 0-9 _ . : -`` and at most
-        one ``{...}``
+        one ``{...}``, without a part ``:task``
     :param serialiser: anything with ``dumps(value) -> bytes`` and ``loads(bytes)``; JSON by default
     :param durability: what it means that a write returns; in the memory of the primary by default. Calls on a
         ``pipeline`` are not waited for

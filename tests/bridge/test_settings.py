@@ -167,7 +167,9 @@ def test_what_is_served() -> None:
     for name in ("trq2", "Mine-1", "mine", "abc", "x:1"):
         assert not settings.serves(name)
     assert all(map(valid_queue, ("a", "x" * 128, "a:b.c_d-e", "{a}", "a{b}c")))
-    assert not any(map(valid_queue, ("", "x" * 129, "a b", "{}", "{a}{b}", "a\n", "ä", "{a", "*")))
+    assert not any(
+        map(valid_queue, ("", "x" * 129, "a b", "{}", "{a}{b}", "a\n", "ä", "{a", "*", "a:task", "a:task:b"))
+    )
 
 
 def test_reflection() -> None:
@@ -429,6 +431,10 @@ def test_a_server_that_cannot_start(ended: dict[str, tuple[int, str, str]], case
         "}",
         "{a",
         "0",
+        "a:task",
+        "a:task:b",
+        "a:tasks",
+        "task",
     ],
 )
 def test_names_of_queues(name: str) -> None:

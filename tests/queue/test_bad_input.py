@@ -199,7 +199,24 @@ async def test_odd_but_legal_ids_are_just_unknown(open_queue: Any, admin: redis.
 # Queue, client, URL
 
 
-QUEUES = ["", "x" * 129, "*", "a*", "a?", "[a]", "a\\b", "a\0", "a\r\nb", "a b", "\ud800", "\u202ea", "a\u200bb", "é"]
+QUEUES = [
+    "",
+    "x" * 129,
+    "*",
+    "a*",
+    "a?",
+    "[a]",
+    "a\\b",
+    "a\0",
+    "a\r\nb",
+    "a b",
+    "\ud800",
+    "\u202ea",
+    "a\u200bb",
+    "é",
+    "a:task",
+    "a:task:b",
+]
 QUEUES += ["{}", "a{}b", "{a}{b}", "{a", "a}", "{{a}}", "a\n"]
 
 
