@@ -34,7 +34,8 @@ class Allowances:
     :ivar results_kept: each release keeps a result beyond the run, so that no id is ever enqueued anew
     :ivar hands_back: a worker's death gives its tasks back at once (a stream with ``DISCONNECT_POLICY_REQUEUE``)
     :ivar rollback: the server may forget what it acknowledged (a failover, a power cut without fsync): loss, releases
-        undone, tokens given twice and forgotten extensions are counted only
+        undone, tokens given twice, forgotten extensions, and what the owner before a forgotten claim did, are counted
+        only
     """
 
     lease: float = 300
@@ -484,7 +485,7 @@ class _Judge:
             newest = max((token for at, token in arrivals if at < settle.invoked), default=0)
             if newest > settle.token:
                 text = f"{settle.op} by token {settle.token} was applied after delivery {newest} had come"
-                self._broken("stale", task_id, text)
+                self._broken("stale", task_id, text, by_rollback=True)
 
     def _judge_refusals(self, task_id: str, task: _Task) -> None:
         """Who holds a task, for sure, is not told otherwise."""

@@ -275,6 +275,7 @@ def test_stale(op: str) -> None:
     """Who lost the task to another changed it."""
     story = Story().enqueue(0).deliver(1, 1).deliver(4, 2, "w2").settle(4.5, op, 1).settle(4.6, "release", 2, "w2")
     assert story.kinds() == ["stale"]
+    assert story.kinds(rollback=True) == [], "a server that has forgotten the second claim knows the first only"
 
 
 def test_late_reason() -> None:
