@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from redis import Redis
 from support import Server
-from support.rights import rights, rights_of_a_check
+from support.rights import rights, rights_of_a_check, rights_of_another_database
 
-from torrelque import TorrelqueTaskStatus, TorrelqueTimeoutError
+from torrelque import TorrelqueRedisError, TorrelqueTaskStatus, TorrelqueTimeoutError
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +67,20 @@ async def test_the_documented_permissions_are_enough(open_queue: Any, admin: Red
         assert (await queue.get_queue_stats()).tasks == 0
     refused = {entry["object"] for entry in admin.acl_log() if entry["username"] == user}
     assert refused <= {"config|get", "info", "select"}, "what the document says is not needed"
+
+
+async def test_another_database(open_queue: Any, admin: Redis, user: str) -> None:
+    """A database other than 0 takes the permission that the document names for it, and no other."""
+    options = {"username": user, "password": "secret", "db": 1}
+    async with open_queue(client_options=options) as queue:
+        with pytest.raises(TorrelqueRedisError, match="select"):
+            await queue.enqueue("refused")
+    admin.execute_command("ACL", "SETUSER", user, *rights_of_another_database())
+    async with open_queue(client_options=options) as queue:
+        known = await queue.enqueue("taken")
+        task_id, _ = await queue.dequeue(5)
+        await queue.release(task_id, result="r", result_ttl=0.001, strict=True)
+        assert task_id == known
 
 
 async def test_those_of_a_check_are_enough(open_queue: Any, admin: Redis, user: str, name: str) -> None:

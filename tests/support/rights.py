@@ -22,6 +22,12 @@ def rights(queue: str, kind: str) -> list[str]:
     return granted
 
 
+def rights_of_another_database() -> list[str]:
+    """What a client needs beside those that uses another database than 0."""
+    (found,) = re.findall(r"For a database other than 0 `([^`]*)` is needed", _OPERATING)
+    return found.split()
+
+
 def rights_of_a_check() -> list[str]:
     """What ``check`` needs beside those."""
     (line,) = re.findall(r"\*Permissions\*, beside those above: `([^`]*)`", _OPERATING)
