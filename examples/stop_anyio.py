@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import anyio
 from anyio.abc import TaskGroup
 
-from torrelque import Torrelque, TorrelqueLookupError, TorrelqueTaskId, open_server
+from torrelque import Torrelque, TorrelqueLookupError, TorrelqueRedisError, TorrelqueTaskId, open_server
 
 SLOTS = 2
 #: Seconds that the work in hand may still take after the signal.
@@ -40,7 +41,7 @@ async def handle(queue: Torrelque, task_id: TorrelqueTaskId, task: str, slots: a
         print("somebody else has it by now:", task)
     except anyio.get_cancelled_exc_class():
         # Shielded, for we are cancelled, and bounded, for the server may be away.
-        with anyio.move_on_after(1, shield=True):
+        with anyio.move_on_after(1, shield=True), suppress(TorrelqueRedisError):
             await queue.requeue(task_id)
             print("given back:", task)
         raise

@@ -6,10 +6,11 @@ python examples/workers_trio.py
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import trio
 
-from torrelque import Torrelque, TorrelqueTaskStatus, open_server
+from torrelque import Torrelque, TorrelqueRedisError, TorrelqueTaskStatus, open_server
 
 ATTEMPTS = 3
 
@@ -36,7 +37,7 @@ async def worker(name: str, queue: Torrelque) -> None:
                 await queue.release(task_id, status=TorrelqueTaskStatus.REJECTED, result=str(error))
         except trio.Cancelled:
             # Shielded, for we are cancelled, and bounded, for the server may be away.
-            with trio.move_on_after(1, shield=True):
+            with trio.move_on_after(1, shield=True), suppress(TorrelqueRedisError):
                 await queue.requeue(task_id)
             raise
         else:
