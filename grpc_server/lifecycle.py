@@ -76,14 +76,14 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         metrics.watch_given_up(lambda: queues.given_up)
         house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
         guard = Guard(house)
-        health = Health(SERVICES, metrics)
+        health = Health(SERVICES, metrics, settings.max_watches)
         doors = Doors(settings, guard, health)
         addresses = doors.listen()
         with _exposed(metrics, settings) as metrics_port:
             inspected = await inspect(store, settings)
             await doors.open()
             try:
-                await health.begin()
+                health.begin()
                 async with anyio.create_task_group() as chores:
                     chores.start_soon(health.run, store)
                     chores.start_soon(queues.run_leaving)

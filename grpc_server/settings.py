@@ -125,7 +125,7 @@ class Settings:
     max_polls: int = 1000
     """Dequeues in flight."""
     max_watches: int = 2000
-    """Watches in flight."""
+    """Watches in flight, and as many of health."""
     max_consumers: int = 200
     """Consume streams in flight."""
     max_streams_per_principal: int = 0
