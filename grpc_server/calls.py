@@ -20,10 +20,10 @@ from torrelque import (
 
 from . import convert
 from ._pb import torrelque_pb2 as pb
-from .errors import invalid, partly_stored, repeat_later
+from .errors import invalid, partly_done, partly_stored, repeat_later
 from .house import Visit
 from .settings import MIB
-from .settling import MAX_SETTLEMENTS, apply, read_release, read_requeue, settle, told
+from .settling import MAX_SETTLEMENTS, PORTION, apply, read_release, read_requeue, settle, told
 
 T = TypeVar("T")
 
@@ -32,8 +32,6 @@ MAX_ANSWER = 3 * MIB
 MAX_TASKS = 1000
 #: So many dead letters are read where the request does not say.
 LETTERS = 100
-#: What the library stores whole or not at all: so many tasks, and a mebibyte.
-PORTION = 500
 #: So many seconds before its deadline a poll ends by itself, so that the answer still arrives.
 EARLY = 0.25
 
@@ -62,6 +60,14 @@ async def repeated(doing: Callable[[], Awaitable[T]]) -> T:
     except (TorrelqueUnknownOutcomeError, TorrelqueUnavailableError) as error:
         # That the second try has done nothing says nothing about the first.
         raise repeat_later() from error
+
+
+async def in_steps(doing: Awaitable[T]) -> T:
+    """Await what takes several scripts: when one cannot be run, those of before were."""
+    try:
+        return await doing
+    except (TorrelqueUnavailableError, TorrelqueFullError) as error:
+        raise partly_done(full=isinstance(error, TorrelqueFullError)) from error
 
 
 async def batch_enqueue(visit: Visit, request: pb.BatchEnqueueRequest) -> pb.BatchEnqueueResponse:
@@ -197,7 +203,7 @@ async def get_queue_stats(visit: Visit, _: pb.GetQueueStatsRequest) -> pb.GetQue
 
 async def sweep(visit: Visit, _: pb.SweepRequest) -> pb.SweepResponse:
     """Give back what has ended, now."""
-    stale, due, undequeued = await repeated(visit.queue.sweep)
+    stale, due, undequeued = await in_steps(repeated(visit.queue.sweep))
     return pb.SweepResponse(stale=stale, due=due, undequeued=undequeued)
 
 
@@ -215,13 +221,13 @@ async def list_dead_letters(visit: Visit, request: pb.ListDeadLettersRequest) ->
 async def requeue_dead_letters(visit: Visit, request: pb.RequeueDeadLettersRequest) -> pb.RequeueDeadLettersResponse:
     """Give dead letters back to the queue."""
     task_ids = convert.some_or_all(request)
-    return pb.RequeueDeadLettersResponse(requeued=await visit.queue.requeue_dead_letters(task_ids))
+    return pb.RequeueDeadLettersResponse(requeued=await in_steps(visit.queue.requeue_dead_letters(task_ids)))
 
 
 async def purge_dead_letters(visit: Visit, request: pb.PurgeDeadLettersRequest) -> pb.PurgeDeadLettersResponse:
     """Remove dead letters for good."""
     task_ids = convert.some_or_all(request)
-    return pb.PurgeDeadLettersResponse(purged=await visit.queue.purge_dead_letters(task_ids))
+    return pb.PurgeDeadLettersResponse(purged=await in_steps(visit.queue.purge_dead_letters(task_ids)))
 
 
 async def schedule_sweep(visit: Visit, request: pb.ScheduleSweepRequest) -> pb.ScheduleSweepResponse:
