@@ -87,11 +87,14 @@ async def batch_enqueue(visit: Visit, request: pb.BatchEnqueueRequest) -> pb.Bat
         for alike in groups:
             added += await _enqueue_alike(visit.queue, alike)
     except (TorrelqueUnavailableError, TorrelqueUnknownOutcomeError, TorrelqueFullError) as error:
-        if all(each.request_id for each in specs):
-            raise repeat_later() from error
-        if len(groups) == 1 and len(specs) <= PORTION and sum(len(each.body) for each in specs) <= MIB:
+        small = len(specs) <= PORTION and sum(len(each.body) for each in specs) <= MIB
+        alone = len(specs) == 1 or (len(groups) == 1 and small)
+        repeatable = all(each.request_id for each in specs)
+        if alone and not (repeatable and isinstance(error, TorrelqueUnknownOutcomeError)):
             raise
-        raise partly_stored() from error
+        if not repeatable:
+            raise partly_stored() from error
+        raise (partly_done(full=True) if isinstance(error, TorrelqueFullError) else repeat_later()) from error
     return pb.BatchEnqueueResponse(
         results=[pb.EnqueueResponse(task_id=each, deduplicated=bool(each.deduplicated)) for each in added]
     )

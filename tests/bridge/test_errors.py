@@ -179,3 +179,40 @@ def test_what_is_done_in_steps(name: str, error: type[Exception], expected: str)
     assert f"{caught.value.code.name}/{caught.value.reason}" == expected
     assert "nothing was changed" not in caught.value.text
     assert caught.value.retry_after
+
+
+FULL, LOST, PARTLY = "RESOURCE_EXHAUSTED/STORAGE_FULL", "UNAVAILABLE/OUTCOME_UNKNOWN", "UNKNOWN/OUTCOME_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("error", "ids", "count", "expected"),
+    [
+        (TorrelqueFullError, True, 500, FULL),
+        (TorrelqueFullError, True, 501, FULL),
+        (TorrelqueFullError, False, 500, FULL),
+        (TorrelqueFullError, False, 501, PARTLY),
+        (TorrelqueUnavailableError, True, 500, "UNAVAILABLE/STORAGE_UNAVAILABLE"),
+        (TorrelqueUnavailableError, True, 501, LOST),
+        (TorrelqueUnavailableError, False, 500, "UNAVAILABLE/STORAGE_UNAVAILABLE"),
+        (TorrelqueUnavailableError, False, 501, PARTLY),
+        (TorrelqueUnknownOutcomeError, True, 500, LOST),
+        (TorrelqueUnknownOutcomeError, True, 501, LOST),
+        (TorrelqueUnknownOutcomeError, False, 500, PARTLY),
+        (TorrelqueUnknownOutcomeError, False, 501, PARTLY),
+    ],
+)
+def test_a_batch_that_fails(error: type[Exception], ids: bool, count: int, expected: str) -> None:
+    """A batch of one portion fails as a task alone does; of several it is told that a part may be stored. That the
+    storage is full stays known wherever a repeat does no harm."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error("redis is gone")
+
+    tasks = [pb.TaskSpec(request_id=f"t{n}" if ids else "") for n in range(count)]
+    with pytest.raises((errors.Refused, TorrelqueError)) as caught:
+        anyio.run(
+            calls.batch_enqueue, visiting(SimpleNamespace(enqueue_many=fail)), pb.BatchEnqueueRequest(tasks=tasks)
+        )
+    refused = errors.explain(caught.value)
+    assert f"{refused.code.name}/{refused.reason}" == expected
+    assert ("nothing was changed" in refused.text) == (count == 500 and error is not TorrelqueUnknownOutcomeError)
