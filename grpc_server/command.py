@@ -112,7 +112,7 @@ Exit codes: 0 stopped by a signal, 2 the configuration cannot be used or the sto
 @_number("max-consumers", "Consume streams in flight.", int)
 @_number("max-streams-per-principal", "Polls, watches and consumers of one caller; 0: no limit.", int)
 @_number("rate", "Calls a second of one caller; 0: no limit.")
-@_number("max-queues", "Queues in use at a time.", int)
+@_number("max-queues", "Queues in use at a time, beside the default queue.", int)
 @_number("stream-age", "Seconds after which a Watch is ended; the client opens another.")
 @_number("grace", "Seconds that calls in flight may go on when the server stops.")
 @_option("tls-cert", "PEM file with the certificate chain; read again when it changes.")

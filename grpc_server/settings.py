@@ -135,7 +135,7 @@ class Settings:
     rate: float = 0.0
     """Calls a second of one caller, on the average; 0 is without limit."""
     max_queues: int = 1000
-    """Queues in use at a time."""
+    """Queues in use at a time, beside the default queue."""
     stream_age: float = 1800.0
     """After about this long a Watch is ended, and the client opens a new one."""
     grace: float = 10.0
