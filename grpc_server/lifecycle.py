@@ -87,7 +87,8 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
                 async with anyio.create_task_group() as chores:
                     chores.start_soon(health.run, store)
                     chores.start_soon(queues.run_leaving)
-                    chores.start_soon(_refresh, authority)
+                    if settings.auth_file is not None:
+                        chores.start_soon(_refresh, authority, guard)
                     chores.start_soon(doors.keep_open)
                     if not inspected:
                         chores.start_soon(inspect_later, store, settings)
@@ -232,10 +233,11 @@ def _exposed(metrics: Metrics, settings: Settings) -> Iterator[int | None]:
         stop()
 
 
-async def _refresh(authority: Authority) -> None:
+async def _refresh(authority: Authority, guard: Guard) -> None:
     while True:
         await anyio.sleep(_REFRESH)
         authority.refresh()
+        guard.review()
 
 
 async def _drain(doors: Doors, guard: Guard, house: House, health: Health) -> None:
