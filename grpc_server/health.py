@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class Health:
         self._metrics = metrics
         self._most = most
         self._watchers: set[_Watcher] = set()
+        #: How many watchers each connection has.
+        self._peers: Counter[str] = Counter()
         #: A watcher has been told something, or has left.
         self._heard = anyio.Event()
 
@@ -70,23 +73,47 @@ class Health:
         return _SERVING if self._serving else _NOT_SERVING
 
     async def _watch(self, request: Any, context: Any) -> None:
-        if len(self._watchers) >= self._most:
-            raise too_many("watches of health")
-        watcher = _Watcher()
-        self._watchers.add(watcher)
+        watcher = self._enter(context.peer())
         try:
-            while True:
-                # What is not there may be some day, says the protocol, so who watches that is not sent away.
-                status = self._status_of(request.service)
-                if status != watcher.told:
-                    await context.write(health_pb2.HealthCheckResponse(status=status))
-                    watcher.told = status
-                    self._heard.set()
-                else:
-                    await watcher.changed.wait()
-                    watcher.changed = anyio.Event()
+            with watcher.scope:
+                await self._tell_changes(watcher, request.service, context)
         finally:
-            self._watchers.discard(watcher)
+            self._leave(watcher)
+        raise too_many("watches of health")
+
+    async def _tell_changes(self, watcher: _Watcher, service: str, context: Any) -> None:
+        while True:
+            # What is not there may be some day, says the protocol, so who watches that is not sent away.
+            status = self._status_of(service)
+            if status != watcher.told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                watcher.told = status
+                self._heard.set()
+            else:
+                await watcher.changed.wait()
+                watcher.changed = anyio.Event()
+
+    def _enter(self, peer: str) -> _Watcher:
+        """Give a place to a watcher. Strangers may watch too: where none is left, the connection that has most of them
+        gives one up to one that has fewer, so that nobody is locked out by one."""
+        if len(self._watchers) >= self._most:
+            ((most, count),) = self._peers.most_common(1)
+            if self._peers[peer] + 1 >= count:
+                raise too_many("watches of health")
+            last = next(each for each in self._watchers if each.peer == most)
+            self._leave(last)
+            last.scope.cancel()
+        watcher = _Watcher(peer)
+        self._watchers.add(watcher)
+        self._peers[peer] += 1
+        return watcher
+
+    def _leave(self, watcher: _Watcher) -> None:
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+            self._peers[watcher.peer] -= 1
+            if not self._peers[watcher.peer]:
+                del self._peers[watcher.peer]
             self._heard.set()
 
     def _tell(self, serving: bool) -> None:
@@ -126,9 +153,11 @@ class Health:
 class _Watcher:
     """What one watcher was told last, and whether there is more to tell."""
 
-    __slots__ = ("changed", "told")
+    __slots__ = ("changed", "peer", "scope", "told")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.scope = anyio.CancelScope()
         self.told: int | None = None
         self.changed = anyio.Event()
 

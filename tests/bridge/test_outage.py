@@ -215,6 +215,32 @@ def test_health_watchers_have_a_limit(storage: str) -> None:
         until(enters)
 
 
+def test_health_watchers_share_the_limit(storage: str) -> None:
+    """A connection that holds all places gives some up to another, until both have as many."""
+    request = health_pb2.HealthCheckRequest()
+    with serving("--redis", storage, "--max-watches", "4") as process:
+        with connect(process.address, "q") as greedy, connect(process.address, "q") as modest:
+            many = [health_pb2_grpc.HealthStub(greedy.channel).Watch(request, timeout=30) for _ in range(4)]
+            for watch in many:
+                next(watch)
+            stub = health_pb2_grpc.HealthStub(modest.channel)
+            few = [stub.Watch(request, timeout=30) for _ in range(2)]
+            for watch in few:
+                assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS"):
+                next(stub.Watch(request, timeout=30))
+            until(lambda: sum(not watch.is_active() for watch in many) == 2)
+            for watch in many:
+                if not watch.is_active():
+                    with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS"):
+                        next(watch)
+            process.signal(signal.SIGTERM)
+            for watch in [*few, *many]:
+                if watch.is_active():
+                    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert "Traceback" not in process.log()
+
+
 def test_a_waiting_poll_outlives_it_or_says_so(tmp_path: Path) -> None:
     """A poll that waits while Redis goes away ends with a reason, and holds no task."""
     storage = Storage(tmp_path / "data")
