@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import Refused, StatusCode
 from .settings import SettingsError
@@ -50,6 +50,13 @@ class _Token:
     digest: bytes
     expires: datetime | None
     principal: Principal
+
+
+class Credentials(NamedTuple):
+    """What a caller shows of who it is."""
+
+    headers: tuple[str | bytes, ...]
+    names: tuple[str, ...]
 
 
 #: Everybody, where there is no auth file.
@@ -107,14 +114,16 @@ class Authority:
                 logger.error("The auth file cannot be used, the last good one stays in force: %s", error)
 
     def identify(self, context: Any) -> Principal:
-        """Find out who calls, by the client's certificate or the bearer token."""
-        if self._path is None:
-            return ANYBODY
-        headers = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-        principal = self._of_headers(headers) if headers else self._of_certificate(context)
-        if principal is None:
+        """Find out who calls."""
+        return ANYBODY if self._path is None else self.principal(shown(context))
+
+    def principal(self, credentials: Credentials) -> Principal:
+        """Find whose credentials these are now: a bearer token, or else the client's certificate."""
+        headers = credentials.headers
+        found = self._of_headers(headers) if headers else self._book.of_certificate(credentials.names)
+        if found is None:
             raise Refused(StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID", "no credentials, or not valid ones")
-        return principal
+        return found
 
     def _of_headers(self, headers: Sequence[str | bytes]) -> Principal | None:
         if len(headers) != 1 or not isinstance(headers[0], str) or len(headers[0]) > _MAX_TOKEN:
@@ -122,10 +131,15 @@ class Authority:
         scheme, _, token = headers[0].partition(" ")
         return self._book.of_token(token) if scheme.lower() == "bearer" and token else None
 
-    def _of_certificate(self, context: Any) -> Principal | None:
-        known = context.auth_context()
-        names = [*known.get("x509_subject_alternative_name", ()), *known.get("x509_common_name", ())]
-        return self._book.of_certificate([name.decode(errors="replace") for name in names])
+
+def shown(context: Any) -> Credentials:
+    """Read what a caller shows. Who shows a token is not looked up by certificate."""
+    headers = tuple(value for key, value in context.invocation_metadata() or () if key == "authorization")
+    if headers:
+        return Credentials(headers, ())
+    known = context.auth_context()
+    names = [*known.get("x509_subject_alternative_name", ()), *known.get("x509_common_name", ())]
+    return Credentials((), tuple(name.decode(errors="replace") for name in names))
 
 
 def authorise(principal: Principal, queue: str, verb: str) -> None:

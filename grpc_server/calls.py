@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
@@ -10,6 +12,7 @@ import anyio
 
 from torrelque import (
     Torrelque,
+    TorrelqueDeadLetter,
     TorrelqueEnqueuedId,
     TorrelqueFullError,
     TorrelqueTaskId,
@@ -20,20 +23,22 @@ from torrelque import (
 
 from . import convert
 from ._pb import torrelque_pb2 as pb
-from .errors import invalid, partly_stored, repeat_later
+from .errors import invalid, partly_done, partly_stored, repeat_later
 from .house import Visit
 from .settings import MIB
-from .settling import MAX_SETTLEMENTS, apply, read_release, read_requeue, settle, told
+from .settling import MAX_SETTLEMENTS, PORTION, apply, read_release, read_requeue, settle, told
+
+logger = logging.getLogger("torrelque.server")
 
 T = TypeVar("T")
 
 #: Payload bytes of one answer: clients refuse more than 4 MiB, after the tasks were leased.
 MAX_ANSWER = 3 * MIB
 MAX_TASKS = 1000
+#: Bytes around what a message holds, and around each item.
+_ENVELOPE = 16
 #: So many dead letters are read where the request does not say.
 LETTERS = 100
-#: What the library stores whole or not at all: so many tasks, and a mebibyte.
-PORTION = 500
 #: So many seconds before its deadline a poll ends by itself, so that the answer still arrives.
 EARLY = 0.25
 
@@ -64,6 +69,14 @@ async def repeated(doing: Callable[[], Awaitable[T]]) -> T:
         raise repeat_later() from error
 
 
+async def in_steps(doing: Awaitable[T]) -> T:
+    """Await what takes several scripts: when one cannot be run, those of before were."""
+    try:
+        return await doing
+    except (TorrelqueUnavailableError, TorrelqueFullError) as error:
+        raise partly_done(full=isinstance(error, TorrelqueFullError)) from error
+
+
 async def batch_enqueue(visit: Visit, request: pb.BatchEnqueueRequest) -> pb.BatchEnqueueResponse:
     """Put many tasks into the queue, all of them checked before the first is stored."""
     specs = convert.specs(request.tasks, visit.settings)
@@ -74,11 +87,14 @@ async def batch_enqueue(visit: Visit, request: pb.BatchEnqueueRequest) -> pb.Bat
         for alike in groups:
             added += await _enqueue_alike(visit.queue, alike)
     except (TorrelqueUnavailableError, TorrelqueUnknownOutcomeError, TorrelqueFullError) as error:
-        if all(each.request_id for each in specs):
-            raise repeat_later() from error
-        if len(groups) == 1 and len(specs) <= PORTION and sum(len(each.body) for each in specs) <= MIB:
+        small = len(specs) <= PORTION and sum(len(each.body) for each in specs) <= MIB
+        alone = len(specs) == 1 or (len(groups) == 1 and small)
+        repeatable = all(each.request_id for each in specs)
+        if alone and not (repeatable and isinstance(error, TorrelqueUnknownOutcomeError)):
             raise
-        raise partly_stored() from error
+        if not repeatable:
+            raise partly_stored() from error
+        raise (partly_done(full=True) if isinstance(error, TorrelqueFullError) else repeat_later()) from error
     return pb.BatchEnqueueResponse(
         results=[pb.EnqueueResponse(task_id=each, deduplicated=bool(each.deduplicated)) for each in added]
     )
@@ -100,7 +116,7 @@ async def dequeue(visit: Visit, request: pb.DequeueRequest) -> None:
     wait = convert.wait(request, "timeout")
     tasks: Sequence[tuple[TorrelqueTaskId, bytes]] = []
     with anyio.CancelScope() as scope, visit.house.drain.told(scope.cancel):
-        tasks = await take(visit, _patience(visit, wait), wanted, MAX_ANSWER)
+        tasks = await take(visit, _patience(visit, wait), wanted)
     response = pb.DequeueResponse()
     convert.add_tasks(response, tasks, visit.settings)
     try:
@@ -119,14 +135,60 @@ def _patience(visit: Visit, wait: float | None) -> float:
     return patience if left is None else max(0.0, min(patience, left - EARLY))
 
 
-async def take(visit: Visit, wait: float | None, wanted: int, room: int) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
-    """Lease up to *wanted* tasks of *room* bytes in all; none when nothing came in time."""
+async def take(
+    visit: Visit, wait: float | None, wanted: int, room: int = MAX_ANSWER
+) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
+    """Lease up to *wanted* tasks of *room* bytes in all, and of one message; none when nothing came in time."""
+    each = convert.beside_body(visit.settings)
+    wanted = max(1, min(wanted, visit.settings.max_message // 4 // each))
+    room = max(1, min(room, visit.settings.max_message - wanted * each))
+    ends = math.inf if wait is None else anyio.current_time() + wait
+    tasks: Sequence[tuple[TorrelqueTaskId, bytes]] = []
     try:
-        if wanted == 1:
-            return [await visit.queue.dequeue(wait)]
-        return await visit.queue.dequeue(wait, max_tasks=wanted, max_bytes=max(1, room))
+        while not tasks:
+            left = None if wait is None else max(0.0, ends - anyio.current_time())
+            tasks = _sendable(visit, await _lease(visit.queue, left, wanted, room))
     except TorrelqueTimeoutError:
-        return []
+        pass
+    return tasks
+
+
+async def _lease(
+    queue: Torrelque, wait: float | None, wanted: int, room: int
+) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
+    if wanted == 1:
+        return [await queue.dequeue(wait)]
+    return await queue.dequeue(wait, max_tasks=wanted, max_bytes=room)
+
+
+def _sendable(visit: Visit, tasks: Sequence[tuple[TorrelqueTaskId, bytes]]) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
+    """Find the tasks that fit into one message. One that does not even alone keeps its lease: given back, it would come
+    again at once, for ever. Others have enqueued it, for what is enqueued here can be delivered.
+    """
+    most, beside = visit.settings.max_message - _ENVELOPE, convert.beside_body(visit.settings)
+    if sum([len(body) + len(known) + beside for known, body in tasks]) <= most:
+        return tasks
+    sendable: list[tuple[TorrelqueTaskId, bytes]] = []
+    later: list[TorrelqueTaskId] = []
+    left = most
+    for known, body in tasks:
+        size = convert.size(known, body, visit.settings)
+        if size > most:
+            _complain(visit, f"Task {str(known)!r}", size, "is not delivered, and comes again when its lease ends")
+        elif size > left:
+            later.append(known)
+        else:
+            left -= size
+            sendable.append((known, body))
+    give_back(visit, later)
+    return sendable
+
+
+def _complain(visit: Visit, what: str, size: int, outcome: str) -> None:
+    logger.error(
+        "%s of queue %r takes %d bytes, and a message at most %d: it %s. Way out: raise --max-message, and what clients"
+        " accept", what, visit.queue_name, size, visit.settings.max_message, outcome,
+    )  # fmt: skip
 
 
 def give_back(visit: Visit, task_ids: Sequence[TorrelqueTaskId]) -> None:
@@ -197,7 +259,7 @@ async def get_queue_stats(visit: Visit, _: pb.GetQueueStatsRequest) -> pb.GetQue
 
 async def sweep(visit: Visit, _: pb.SweepRequest) -> pb.SweepResponse:
     """Give back what has ended, now."""
-    stale, due, undequeued = await repeated(visit.queue.sweep)
+    stale, due, undequeued = await in_steps(repeated(visit.queue.sweep))
     return pb.SweepResponse(stale=stale, due=due, undequeued=undequeued)
 
 
@@ -206,22 +268,38 @@ async def list_dead_letters(visit: Visit, request: pb.ListDeadLettersRequest) ->
     wanted = convert.count(request.max_letters or LETTERS, "max_letters", MAX_TASKS)
     after = convert.page_token(request.page_token)
     letters = await visit.queue.dead_letters(wanted, after=after, max_bytes=MAX_ANSWER)
-    return pb.ListDeadLettersResponse(
-        letters=[convert.dead_letter(letter, visit.settings) for letter in letters],
-        next_page_token=letters[-1].cursor if letters else "",
-    )
+    page = _page(visit, letters)
+    return pb.ListDeadLettersResponse(letters=page, next_page_token=letters[len(page) - 1].cursor if page else "")
+
+
+def _page(visit: Visit, letters: Sequence[TorrelqueDeadLetter]) -> list[pb.DeadLetter]:
+    """Spell as many letters as fit into one message, but always one."""
+    most = visit.settings.max_message - _ENVELOPE
+    page: list[pb.DeadLetter] = []
+    left = most
+    for letter in letters:
+        spelled = convert.dead_letter(letter, visit.settings)
+        for name in ("payload", "reason"):
+            if (size := spelled.ByteSize()) > most:
+                _complain(visit, f"Dead letter {letter.task_id!r}", size, f"is listed without its {name}")
+                spelled.ClearField(name)
+        left -= spelled.ByteSize() + _ENVELOPE
+        if page and left < 0:
+            break
+        page.append(spelled)
+    return page
 
 
 async def requeue_dead_letters(visit: Visit, request: pb.RequeueDeadLettersRequest) -> pb.RequeueDeadLettersResponse:
     """Give dead letters back to the queue."""
     task_ids = convert.some_or_all(request)
-    return pb.RequeueDeadLettersResponse(requeued=await visit.queue.requeue_dead_letters(task_ids))
+    return pb.RequeueDeadLettersResponse(requeued=await in_steps(visit.queue.requeue_dead_letters(task_ids)))
 
 
 async def purge_dead_letters(visit: Visit, request: pb.PurgeDeadLettersRequest) -> pb.PurgeDeadLettersResponse:
     """Remove dead letters for good."""
     task_ids = convert.some_or_all(request)
-    return pb.PurgeDeadLettersResponse(purged=await visit.queue.purge_dead_letters(task_ids))
+    return pb.PurgeDeadLettersResponse(purged=await in_steps(visit.queue.purge_dead_letters(task_ids)))
 
 
 async def schedule_sweep(visit: Visit, request: pb.ScheduleSweepRequest) -> pb.ScheduleSweepResponse:

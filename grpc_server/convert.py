@@ -27,6 +27,8 @@ _MAX_DURATION = 315_576_000_000
 #: No shorter time can be kept: Redis counts milliseconds.
 MIN_LENGTH = 0.001
 MAX_BATCH = 1000
+#: Of a delivery no more bytes stand beside its payload and its content type.
+_BESIDE = 192
 _TASK_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 _PAGE_TOKEN = re.compile(r"[0-9]{1,12}\.[0-9]{6}/[A-Za-z0-9_.~%-]+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -261,6 +263,18 @@ def add_tasks(
         task = add()
         task.CopyFrom(_frame(settings.content_type, known.task_timeout))
         task.task_id, task.payload.data, task.dequeue_count = known, data, known.dequeue_count
+
+
+def beside_body(settings: Settings) -> int:
+    """Count what a delivery takes of a message beside its payload, at the most."""
+    return _BESIDE + len(settings.content_type)
+
+
+def size(known: TorrelqueTaskId, data: bytes, settings: Settings) -> int:
+    """Count the bytes that a delivery takes of a message."""
+    message = pb.DequeueResponse()
+    add_tasks(message, [(known, data)], settings)
+    return message.ByteSize()
 
 
 def state(known: TorrelqueTaskState, settings: Settings) -> pb.TaskState:

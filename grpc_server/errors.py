@@ -106,6 +106,16 @@ def repeat_later() -> Refused:
     )  # fmt: skip
 
 
+def partly_done(*, full: bool) -> Refused:
+    """Refuse what may have been done in part, and of which a repeat does the rest."""
+    if full:
+        code, reason, what = StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL", "is full"
+    else:
+        code, reason, what = StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN", "cannot be reached"
+    text = f"the storage {what}, a part may be done: repeat the call later, which does the rest"
+    return Refused(code, reason, text, retry_after=RETRY_AFTER)
+
+
 def partly_stored() -> Refused:
     """Refuse a batch of which the first portions may be there."""
     text = "the storage failed: the first tasks of the batch may be stored; with request ids it could be repeated"

@@ -7,17 +7,18 @@ Handlers are coroutines, never asynchronous generators: those are closed by the 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from .auth import authorise
+from .auth import ANYBODY, Credentials, Principal, authorise, shown
 from .convert import queue_name
 from .errors import Refused, StatusCode, draining, explain, invalid, single
 from .house import House, Visit
@@ -69,6 +70,25 @@ def checked(request: Any) -> Any:
     return request
 
 
+@dataclass(eq=False, slots=True)
+class _Staying:
+    """A poll or a stream, and by whose right it goes on."""
+
+    credentials: Credentials
+    principal: Principal
+    queue: str
+    verb: str
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    refused: Refused = field(init=False)
+    """Why it was ended."""
+
+    def renew(self, principal: Principal) -> None:
+        """Authorise it anew, where that may have changed."""
+        if principal is not self.principal:
+            authorise(principal, self.queue, self.verb)
+            self.principal = principal
+
+
 class Guard:
     """Wraps the handlers of one server."""
 
@@ -77,6 +97,8 @@ class Guard:
         #: Calls that have begun and not ended.
         self.in_flight = 0
         self._idle: asyncio.Event | None = None
+        #: Calls that stay, of callers who may lose the right to.
+        self._staying: set[_Staying] = set()
 
     def wrap(self, rpc: Rpc, method: Any, request: type[Message], response: type[Message]) -> Any:
         """Build what grpc.aio calls; *method* is the rpc's descriptor."""
@@ -121,7 +143,31 @@ class Guard:
             house.queues.check_served(name)
             entry = await house.queues.entry(name)
             with entry:
-                return await rpc.handle(Visit(house, context, entry, name), opened or request)
+                visit = Visit(house, context, entry, name)
+                if rpc.kind == CALL or principal is ANYBODY:
+                    return await rpc.handle(visit, opened or request)
+                staying = _Staying(shown(context), principal, name, rpc.verb)
+                return await self._stay(staying, rpc.handle(visit, opened or request))
+
+    async def _stay(self, staying: _Staying, handling: Awaitable[Message | None]) -> Message | None:
+        """Do a call that stays, as long as its caller may."""
+        self._staying.add(staying)
+        try:
+            with staying.scope:
+                return await handling
+        finally:
+            self._staying.discard(staying)
+        raise staying.refused
+
+    def review(self) -> None:
+        """End the calls that stay whose callers may no more: the auth file has changed, or a token has expired."""
+        find = functools.cache(self._house.authority.principal)  # many calls show the same
+        for staying in list(self._staying):
+            try:
+                staying.renew(find(staying.credentials))
+            except Refused as refused:
+                staying.refused = refused
+                staying.scope.cancel()
 
     async def _guarded(self, rpc: Rpc, context: Any, enter: Callable[[], Awaitable[Message | None]]) -> Message | None:
         begun = time.perf_counter()

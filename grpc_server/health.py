@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health import SERVICE_NAME
 
-from .errors import Refused
+from .errors import Refused, StatusCode, too_many
 from .guard import checked, fail, tolerant
 from .metrics import Metrics
 
@@ -22,23 +23,31 @@ logger = logging.getLogger("torrelque.server")
 INTERVAL, PATIENCE = 2.0, 1.5
 #: So many failures in a row are an outage.
 FAILURES = 2
-#: Telling watchers can wait behind one that does not read.
+#: So long the end waits for watchers to read of it.
 _TELLING = 1.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """What the server says of itself, overall and of each service."""
+    """What the server says of itself, overall and of each service, to at most so many watchers at a time.
 
-    def __init__(self, services: Sequence[str], metrics: Metrics) -> None:
-        self._names = ("", *services)
-        self._servicer = HealthServicer()
+    Watchers are told of changes, not waited for: each writes for itself, and only it waits for the one who reads.
+    """
+
+    def __init__(self, services: Sequence[str], metrics: Metrics, most: int) -> None:
+        self._names = frozenset(("", *services))
+        self._serving = False
+        self._stopped = False
         self._metrics = metrics
-        #: Watchers who have been told that it serves.
-        self._trusting: set[_Teller] = set()
-        self._told = anyio.Event()
+        self._most = most
+        self._watchers: set[_Watcher] = set()
+        #: How many watchers each connection has.
+        self._peers: Counter[str] = Counter()
+        #: A watcher has been told something, or has left.
+        self._heard = anyio.Event()
 
     def add_to(self, server: Any) -> None:
         """Answer on *server*; anybody may ask, so junk gets the answer that it gets elsewhere."""
@@ -47,42 +56,87 @@ class Health:
             "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
         }
         handlers = {
-            "Check": grpc.unary_unary_rpc_method_handler(_parsed(self._servicer.Check), **spell),
-            "Watch": grpc.unary_stream_rpc_method_handler(_parsed(self._watch), **spell),
+            "Check": grpc.unary_unary_rpc_method_handler(_refusing(self._check), **spell),
+            "Watch": grpc.unary_stream_rpc_method_handler(_refusing(self._watch), **spell),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
-    async def _tell(self, serving: bool) -> None:
-        self._metrics.storage_up.set(serving)
-        with anyio.move_on_after(_TELLING):
-            for name in self._names:
-                await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+    async def _check(self, request: Any, context: Any) -> Any:
+        status = self._status_of(request.service)
+        if status == _UNKNOWN:
+            await context.abort(StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=status)
+
+    def _status_of(self, service: str) -> Any:
+        if service not in self._names:
+            return _UNKNOWN
+        return _SERVING if self._serving else _NOT_SERVING
 
     async def _watch(self, request: Any, context: Any) -> None:
-        teller: Any = _Teller(context, self._note)
+        watcher = self._enter(context.peer())
         try:
-            await self._servicer.Watch(request, teller)
+            with watcher.scope:
+                await self._tell_changes(watcher, request.service, context)
         finally:
-            self._note(teller, False)
+            self._leave(watcher)
+        raise too_many("watches of health")
 
-    def _note(self, teller: _Teller, serving: bool) -> None:
-        if serving:
-            self._trusting.add(teller)
-        else:
-            self._trusting.discard(teller)
-            self._told.set()
+    async def _tell_changes(self, watcher: _Watcher, service: str, context: Any) -> None:
+        while True:
+            # What is not there may be some day, says the protocol, so who watches that is not sent away.
+            status = self._status_of(service)
+            if status != watcher.told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                watcher.told = status
+                self._heard.set()
+            else:
+                await watcher.changed.wait()
+                watcher.changed = anyio.Event()
 
-    async def begin(self) -> None:
+    def _enter(self, peer: str) -> _Watcher:
+        """Give a place to a watcher. Strangers may watch too: where none is left, the connection that has most of them
+        gives one up to one that has fewer, so that nobody is locked out by one."""
+        if len(self._watchers) >= self._most:
+            ((most, count),) = self._peers.most_common(1)
+            if self._peers[peer] + 1 >= count:
+                raise too_many("watches of health")
+            last = next(each for each in self._watchers if each.peer == most)
+            self._leave(last)
+            last.scope.cancel()
+        watcher = _Watcher(peer)
+        self._watchers.add(watcher)
+        self._peers[peer] += 1
+        return watcher
+
+    def _leave(self, watcher: _Watcher) -> None:
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+            self._peers[watcher.peer] -= 1
+            if not self._peers[watcher.peer]:
+                del self._peers[watcher.peer]
+            self._heard.set()
+
+    def _tell(self, serving: bool) -> None:
+        self._metrics.storage_up.set(serving)
+        self._change(serving and not self._stopped)
+
+    def _change(self, serving: bool) -> None:
+        self._serving = serving
+        for watcher in self._watchers:
+            watcher.changed.set()
+
+    def begin(self) -> None:
         """Say that the server serves."""
-        await self._tell(True)
+        self._tell(True)
 
     async def stop(self) -> None:
-        """Say that the server stops; nothing changes that any more. Returns when all who watch have been told."""
+        """Say that the server stops; nothing changes that any more. Returns when all who read have been told."""
+        self._stopped = True
+        self._change(False)
         with anyio.move_on_after(_TELLING):
-            await self._servicer.enter_graceful_shutdown()
-            while self._trusting:
-                self._told = anyio.Event()
-                await self._told.wait()
+            while any(watcher.told == _SERVING for watcher in self._watchers):
+                self._heard = anyio.Event()
+                await self._heard.wait()
 
     async def run(self, client: Any) -> None:
         """Look at Redis until cancelled."""
@@ -92,29 +146,30 @@ class Health:
             if serving is not (failures < FAILURES):
                 serving = not serving
                 logger.warning("Redis %s", "answers again" if serving else "does not answer: not serving")
-                await self._tell(serving)
+                self._tell(serving)
             await anyio.sleep(INTERVAL if serving else INTERVAL / 4)
 
 
-class _Teller:
-    """Writes to one watcher, and notes what it was told."""
+class _Watcher:
+    """What one watcher was told last, and whether there is more to tell."""
 
-    def __init__(self, context: Any, note: Callable[[_Teller, bool], None]) -> None:
-        self._context = context
-        self._note = note
+    __slots__ = ("changed", "peer", "scope", "told")
 
-    async def write(self, response: Any) -> None:
-        await self._context.write(response)
-        self._note(self, response.status == _SERVING)
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.scope = anyio.CancelScope()
+        self.told: int | None = None
+        self.changed = anyio.Event()
 
 
-def _parsed(handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+def _refusing(handle: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
         try:
-            checked(request)
+            return await handle(checked(request), context)
         except Refused as refused:
             await fail(context, refused)
-        return await handle(request, context)
+        except grpc.aio.InternalError as error:  # a write has failed: nobody is there any more
+            raise asyncio.CancelledError from error
 
     return call
 

@@ -76,18 +76,19 @@ async def opened(settings: Settings) -> AsyncGenerator[Running]:
         metrics.watch_given_up(lambda: queues.given_up)
         house = House(settings, queues, limits, authority, metrics, Drain(), group, instance=secrets.token_hex(8))
         guard = Guard(house)
-        health = Health(SERVICES, metrics)
+        health = Health(SERVICES, metrics, settings.max_watches)
         doors = Doors(settings, guard, health)
         addresses = doors.listen()
         with _exposed(metrics, settings) as metrics_port:
             inspected = await inspect(store, settings)
             await doors.open()
             try:
-                await health.begin()
+                health.begin()
                 async with anyio.create_task_group() as chores:
                     chores.start_soon(health.run, store)
                     chores.start_soon(queues.run_leaving)
-                    chores.start_soon(_refresh, authority)
+                    if settings.auth_file is not None:
+                        chores.start_soon(_refresh, authority, guard)
                     chores.start_soon(doors.keep_open)
                     if not inspected:
                         chores.start_soon(inspect_later, store, settings)
@@ -232,10 +233,11 @@ def _exposed(metrics: Metrics, settings: Settings) -> Iterator[int | None]:
         stop()
 
 
-async def _refresh(authority: Authority) -> None:
+async def _refresh(authority: Authority, guard: Guard) -> None:
     while True:
         await anyio.sleep(_REFRESH)
         authority.refresh()
+        guard.review()
 
 
 async def _drain(doors: Doors, guard: Guard, house: House, health: Health) -> None:

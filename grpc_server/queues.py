@@ -69,7 +69,10 @@ class Entry:
 
 
 class Queues:
-    """Hands out entered queues by name. Whether the caller may use one is not for this to say."""
+    """Hands out entered queues by name. Whether the caller may use one is not for this to say.
+
+    The default queue is never left, and holds none of the places that there are for others.
+    """
 
     def __init__(self, storage: Storage, settings: Settings, group: TaskGroup) -> None:
         self._storage = storage
@@ -100,7 +103,8 @@ class Queues:
         """Find a queue, or enter it now."""
         entry = self._entries.get(name)
         if entry is None:
-            self._make_room()
+            if name != self._settings.default_queue:
+                self._make_room()
             entry = self._entries[name] = Entry(self._build(name))
             self._group.start_soon(self._keep, name, entry)
         if not entry.ready.is_set():
@@ -139,9 +143,10 @@ class Queues:
                 del self._entries[name]
 
     def _make_room(self) -> None:
-        if len(self._entries) < self._settings.max_queues:
+        others = [(name, entry) for name, entry in self._entries.items() if name != self._settings.default_queue]
+        if len(others) < self._settings.max_queues:
             return
-        idle = [(since, name) for name, entry in self._entries.items() if (since := entry.idle_since) is not None]
+        idle = [(since, name) for name, entry in others if (since := entry.idle_since) is not None]
         if not idle:
             raise too_many("queues in use")
         self._leave(min(idle)[1])
@@ -210,7 +215,7 @@ async def open_storage(url: str, settings: Settings) -> AsyncIterator[Storage]:
         return
     from redis.asyncio import Redis
 
-    connections = _OTHERS + _EACH * settings.max_queues
+    connections = _OTHERS + _EACH * (1 + settings.max_queues)
     client = Redis.from_url(url, socket_connect_timeout=5, max_connections=connections)
     try:
         yield _One(client, settings.durable)

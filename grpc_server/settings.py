@@ -19,6 +19,8 @@ from torrelque import Torrelque, TorrelqueDurability, TorrelqueValueError
 #: Where a server listens when nothing else is said.
 DEFAULT_LISTEN = "127.0.0.1:50051"
 MIB = 1 << 20
+#: Room for all that a message holds beside one payload: a task must fit into it when it is delivered too.
+BESIDE_PAYLOAD = 4096
 _CONTENT_TYPE = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 _GLOB = re.compile(r"[A-Za-z0-9_.:{}*?\[\]!-]{1,128}", re.ASCII)
 _QUEUE = re.compile(r"[A-Za-z0-9_.:-]*(?:\{[A-Za-z0-9_.:-]+\})?[A-Za-z0-9_.:-]*", re.ASCII)
@@ -121,13 +123,13 @@ class Settings:
     max_payload: int = MIB
     """Bytes of one payload or result."""
     max_message: int = 4 * MIB
-    """Bytes of one message."""
+    """Bytes of one message; at least 4 KiB more than one payload."""
     max_calls: int = 1000
     """Calls in flight that do not wait."""
     max_polls: int = 1000
     """Dequeues in flight."""
     max_watches: int = 2000
-    """Watches in flight."""
+    """Watches in flight, and as many of health."""
     max_consumers: int = 200
     """Consume streams in flight."""
     max_streams_per_principal: int = 0
@@ -135,7 +137,7 @@ class Settings:
     rate: float = 0.0
     """Calls a second of one caller, on the average; 0 is without limit."""
     max_queues: int = 1000
-    """Queues in use at a time."""
+    """Queues in use at a time, beside the default queue."""
     stream_age: float = 1800.0
     """After about this long a Watch is ended, and the client opens a new one."""
     grace: float = 10.0
@@ -175,8 +177,8 @@ class Settings:
                 raise SettingsError(f"queues must be globs over A-Z a-z 0-9 _ . : - {{ }}: {glob!r:.80}")
         if not valid_queue(self.default_queue) or not self.serves(self.default_queue):
             raise SettingsError(f"default_queue must be the name of a queue that is served: {self.default_queue!r:.80}")
-        if self.max_payload > self.max_message:
-            raise SettingsError("max_payload must not be greater than max_message")
+        if self.max_message < self.max_payload + BESIDE_PAYLOAD:
+            raise SettingsError(f"max_message must be at least max_payload and {BESIDE_PAYLOAD} bytes more")
         self._check_security()
         if self.metrics is not None and Address.parse(self.metrics, "metrics").path:
             raise SettingsError("metrics must be HOST:PORT: Prometheus cannot ask over a unix socket")

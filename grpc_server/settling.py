@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -17,17 +17,21 @@ from torrelque import (
     TorrelqueNotWorkingError,
     TorrelqueTaskState,
     TorrelqueTaskStatus,
+    TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
 )
 
 from . import convert
 from ._pb import torrelque_pb2 as pb
 from .errors import Refused, explain, invalid
 from .house import Visit
-from .settings import Settings
+from .settings import MIB, Settings
 
 T = TypeVar("T")
 
 MAX_SETTLEMENTS = 1000
+#: What the library does whole or not at all: so many tasks, and a mebibyte.
+PORTION = 500
 
 
 @dataclass(slots=True)
@@ -139,16 +143,46 @@ async def _apply_each(visit: Visit, group: list[Settlement]) -> list[TorrelqueEr
 
 
 async def _release_all(visit: Visit, releases: list[Release]) -> Sequence[TorrelqueError | None]:
-    try:
-        return await visit.queue.release_many(
-            [each.task_id for each in releases],
-            results=[each.result for each in releases],
-            result_ttl=releases[0].keep,
-            status=releases[0].status,
-            dead_letter=releases[0].dead_letter,
-        )
-    except TorrelqueError as error:
-        return [error] * len(releases)
+    said: list[TorrelqueError | None] = []
+    for portion in _portions(releases):
+        try:
+            said += await _release(visit, portion)
+        except TorrelqueError as error:
+            said += [error] * len(portion)
+            return [*said, *[_unsent(error)] * (len(releases) - len(said))]
+    return said
+
+
+def _portions(releases: list[Release]) -> Iterator[list[Release]]:
+    """Cut as the library does: a call that fails half-way does not say where."""
+    portion: list[Release] = []
+    size = 0
+    for each in releases:
+        length = len(each.result or b"")
+        if portion and (len(portion) == PORTION or size + length > MIB):
+            yield portion
+            portion, size = [], 0
+        portion.append(each)
+        size += length
+    if portion:
+        yield portion
+
+
+async def _release(visit: Visit, portion: list[Release]) -> Sequence[TorrelqueError | None]:
+    return await visit.queue.release_many(
+        [each.task_id for each in portion],
+        results=[each.result for each in portion],
+        result_ttl=portion[0].keep,
+        status=portion[0].status,
+        dead_letter=portion[0].dead_letter,
+    )
+
+
+def _unsent(error: TorrelqueError) -> TorrelqueError:
+    """What is said of those behind a portion that failed: whatever became of that, they were not changed."""
+    if isinstance(error, TorrelqueUnknownOutcomeError):
+        return TorrelqueUnavailableError("the storage failed before this was sent")
+    return error
 
 
 async def _item_error(visit: Visit, settlement: Settlement, error: TorrelqueError) -> pb.ItemError:

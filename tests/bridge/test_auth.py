@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.bridge import DEADLINE, METHODS, Client, Process, ask, connect, refusal, seconds, serving
+from support.bridge import DEADLINE, METHODS, Client, Process, ask, connect, refusal, refused, seconds, serving
 from support.streams import until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -249,7 +250,7 @@ def becomes(guarded: Guarded, token: str, said: str) -> None:
         time.sleep(0.05)
 
 
-DENIED = "UNAUTHENTICATED/CREDENTIALS_INVALID"
+DENIED, FORBIDDEN = "UNAUTHENTICATED/CREDENTIALS_INVALID", "PERMISSION_DENIED/QUEUE_FORBIDDEN"
 
 
 def test_tokens_are_rotated(guarded: Guarded) -> None:
@@ -294,6 +295,59 @@ def test_a_token_runs_out(guarded: Guarded) -> None:
     write(guarded.path, BOOK + principal("short", ["trq"], ["watch"], short=ends))
     becomes(guarded, "short", "OK")
     until(lambda: guarded.call("GetQueueStats", "trq", bearer("short")) == DENIED)
+
+
+def soon() -> str:
+    """Spell a time after a few seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 4))
+
+
+@pytest.mark.parametrize(
+    ("expires", "after", "expected"),
+    [
+        pytest.param(False, "", DENIED, id="withdrawn"),
+        pytest.param(True, None, DENIED, id="expired"),
+        pytest.param(False, principal("guest", ["*"], ["enqueue"], guest=""), FORBIDDEN, id="forbidden"),
+    ],
+)
+def test_what_is_open_ends_with_the_right(
+    guarded: Guarded, queue: str, expires: bool, after: str | None, expected: str
+) -> None:
+    """A stream, a watch and a poll that wait hear of it when their caller may no more, and what the stream held goes on
+    to somebody else; others stay."""
+    write(guarded.path, BOOK + principal("guest", ["*"], VERBS, guest=soon() if expires else ""))
+    becomes(guarded, "guest", "OK")
+    guest, owner = ({"metadata": [bearer(token)], "timeout": DEADLINE} for token in ("guest", "all"))
+    opening = pb.ConsumeOpen(queue=queue, max_outstanding_tasks=1, disconnect_policy=pb.DISCONNECT_POLICY_REQUEUE)
+    with connect(guarded.process.address, queue) as client:
+        spec = pb.TaskSpec(request_id="held")
+        client.stub.Enqueue(pb.EnqueueRequest(queue=queue, task=spec), **owner)
+        poll = client.stub.Dequeue.future(pb.DequeueRequest(queue=f"{queue}-2", timeout=seconds(DEADLINE)), **guest)
+        watch = client.stub.Watch(pb.WatchRequest(queue=queue, task_id="held"), **guest)
+        next(watch)
+        held = threading.Event()
+
+        def say(until_then: threading.Event) -> Iterator[pb.ConsumeRequest]:
+            yield pb.ConsumeRequest(open=opening)
+            until_then.wait(DEADLINE)
+
+        try:
+            stream = client.stub.Consume(say(held), **guest)
+            assert next(stream).WhichOneof("response") == "opened"
+            assert [task.task_id for task in next(stream).delivery.tasks] == ["held"]
+            other = client.stub.Consume(say(held), **owner)
+            assert next(other).WhichOneof("response") == "opened"
+            if after is not None:
+                write(guarded.path, BOOK + after)
+            for call in (stream, watch):
+                with refused(expected):
+                    list(call)
+            with refused(expected):
+                poll.result()
+            assert [(task.task_id, task.dequeue_count) for task in next(other).delivery.tasks] == [("held", 2)]
+        finally:
+            held.set()
+    assert "Traceback" not in guarded.process.log()
 
 
 def test_the_command_token(guarded: Guarded) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import grpc
@@ -10,9 +13,18 @@ import pytest
 from google.rpc.status_pb2 import Status
 
 import torrelque
-from grpc_server import errors
+from grpc_server import calls, errors
+from grpc_server._pb import torrelque_pb2 as pb
 from grpc_server.calls import repeated
-from torrelque import TorrelqueError, TorrelqueUnavailableError, TorrelqueUnknownOutcomeError
+from grpc_server.settings import Settings
+from grpc_server.settling import settle
+from torrelque import (
+    TorrelqueError,
+    TorrelqueFullError,
+    TorrelqueNotDurableError,
+    TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
+)
 from torrelque import errors as library
 
 EXPECTED = {
@@ -98,3 +110,109 @@ def test_second_try(second: type[Exception]) -> None:
     with pytest.raises(errors.Refused) as caught:
         anyio.run(repeated, fail)
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "OUTCOME_UNKNOWN")
+
+
+class Failing:
+    """A queue that releases so many tasks, and then fails."""
+
+    def __init__(self, count: int, error: Exception) -> None:
+        self._left = count
+        self._error = error
+
+    async def release_many(self, task_ids: Sequence[str], **_: object) -> list[None]:
+        for _each in task_ids:
+            if not self._left:
+                raise self._error
+            self._left -= 1
+        return [None] * len(task_ids)
+
+
+def visiting(queue: Any) -> Any:
+    """Make a visit of a queue that is none."""
+    return SimpleNamespace(queue=queue, settings=Settings(), queue_name="q")
+
+
+AWAY, UNSURE = "STORAGE_UNAVAILABLE", "OUTCOME_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("error", "failed", "unsent"),
+    [
+        (TorrelqueUnavailableError, AWAY, AWAY),
+        (TorrelqueFullError, "STORAGE_FULL", "STORAGE_FULL"),
+        (TorrelqueUnknownOutcomeError, UNSURE, AWAY),
+        (TorrelqueNotDurableError, UNSURE, AWAY),
+    ],
+)
+@pytest.mark.parametrize(("each", "portion"), [(1, 500), (300_000, 3)])
+def test_releases_of_which_a_part_is_done(
+    error: type[Exception], failed: str, unsent: str, each: int, portion: int
+) -> None:
+    """Of many releases only those are told of a failure that it met: portions of before are done, and what was not sent
+    after it is surely not."""
+    total = 2 * portion + 2 if each == 1 else 2 * portion + 1
+    released = pb.ReleaseAction(result=pb.Payload(data=b"x" * each))
+    settlements = [pb.Settlement(task_id=f"t{n}", dequeue_count=1, release=released) for n in range(total)]
+    said = anyio.run(settle, visiting(Failing(portion, error("redis is gone"))), settlements)
+    assert [(item.index, item.reason) for item in said] == [
+        (index, failed if index < 2 * portion else unsent) for index in range(portion, total)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TorrelqueUnavailableError, "UNAVAILABLE/OUTCOME_UNKNOWN"),
+        (TorrelqueFullError, "RESOURCE_EXHAUSTED/STORAGE_FULL"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sweep", "requeue_dead_letters", "purge_dead_letters"])
+def test_what_is_done_in_steps(name: str, error: type[Exception], expected: str) -> None:
+    """Of what takes several scripts nobody is told that nothing was changed, as the first ones may have been run."""
+
+    async def fail(*_: object) -> None:
+        raise error("redis is gone")
+
+    request = pb.RequeueDeadLettersRequest(all=True)
+    with pytest.raises(errors.Refused) as caught:
+        anyio.run(getattr(calls, name), visiting(SimpleNamespace(**{name: fail})), request)
+    assert f"{caught.value.code.name}/{caught.value.reason}" == expected
+    assert "nothing was changed" not in caught.value.text
+    assert caught.value.retry_after
+
+
+FULL, LOST, PARTLY = "RESOURCE_EXHAUSTED/STORAGE_FULL", "UNAVAILABLE/OUTCOME_UNKNOWN", "UNKNOWN/OUTCOME_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("error", "ids", "count", "expected"),
+    [
+        (TorrelqueFullError, True, 500, FULL),
+        (TorrelqueFullError, True, 501, FULL),
+        (TorrelqueFullError, False, 500, FULL),
+        (TorrelqueFullError, False, 501, PARTLY),
+        (TorrelqueUnavailableError, True, 500, "UNAVAILABLE/STORAGE_UNAVAILABLE"),
+        (TorrelqueUnavailableError, True, 501, LOST),
+        (TorrelqueUnavailableError, False, 500, "UNAVAILABLE/STORAGE_UNAVAILABLE"),
+        (TorrelqueUnavailableError, False, 501, PARTLY),
+        (TorrelqueUnknownOutcomeError, True, 500, LOST),
+        (TorrelqueUnknownOutcomeError, True, 501, LOST),
+        (TorrelqueUnknownOutcomeError, False, 500, PARTLY),
+        (TorrelqueUnknownOutcomeError, False, 501, PARTLY),
+    ],
+)
+def test_a_batch_that_fails(error: type[Exception], ids: bool, count: int, expected: str) -> None:
+    """A batch of one portion fails as a task alone does; of several it is told that a part may be stored. That the
+    storage is full stays known wherever a repeat does no harm."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error("redis is gone")
+
+    tasks = [pb.TaskSpec(request_id=f"t{n}" if ids else "") for n in range(count)]
+    with pytest.raises((errors.Refused, TorrelqueError)) as caught:
+        anyio.run(
+            calls.batch_enqueue, visiting(SimpleNamespace(enqueue_many=fail)), pb.BatchEnqueueRequest(tasks=tasks)
+        )
+    refused = errors.explain(caught.value)
+    assert f"{refused.code.name}/{refused.reason}" == expected
+    assert ("nothing was changed" in refused.text) == (count == 500 and error is not TorrelqueUnknownOutcomeError)

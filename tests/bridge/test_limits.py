@@ -363,3 +363,95 @@ def test_calls_that_do_not_wait(queue: str) -> None:
         for each in waiting:
             each.cancel()
         until(lambda: client.in_flight("calls") == 0)
+
+
+# Messages
+
+
+@pytest.fixture(scope="module")
+def small(storage: str) -> Iterator[Process]:
+    """A server of small messages. Others, on the same queues, have larger ones."""
+    with serving("--redis", storage, "--no-sweep", "--max-payload", "4096", "--max-message", "8192") as process:
+        yield process
+    assert "Traceback" not in process.log()
+
+
+@pytest.fixture
+def wide(bridge: Process, queue: str) -> Iterator[Client]:
+    """A client of another server, whose messages are larger."""
+    with connect(bridge.address, queue) as client:
+        yield client
+
+
+def complaints(process: Process, queue: str) -> list[str]:
+    """What the log says of tasks of a queue that do not fit into a message."""
+    return [line for line in process.lines if " ERROR " in line and queue in line]
+
+
+def test_a_task_that_fits_into_no_message(small: Process, wide: Client) -> None:
+    """A poll passes over it to those behind; it stays leased, and the log says of which size it is and what helps."""
+    wide.enqueue(b"x" * 20_000, request_id="large")
+    wide.enqueue(b"a")
+    with connect(small.address, wide.queue) as narrow:
+        assert [task.payload.data for task in narrow.dequeue()] == [b"a"]
+        assert narrow.dequeue(10, wait=0.1) == []
+    state = wide.state("large")
+    assert (state.status, state.dequeue_count, state.requeue_count) == (pb.TASK_STATUS_WORKING, 1, 0)
+    until(lambda: bool(complaints(small, wide.queue)))
+    (line,) = complaints(small, wide.queue)
+    assert re.search(r"'large'.* 20\d\d\d bytes.*--max-message", line)
+
+
+def test_a_stream_meets_tasks_that_fit_into_no_message(small: Process, wide: Client) -> None:
+    """The stream goes on with the others, and those keep their leases."""
+    for number in range(3):
+        wide.enqueue(b"x" * 20_000, request_id=f"large-{number}")
+        wide.enqueue(b"%d" % number)
+    with connect(small.address, wide.queue) as narrow, consuming(narrow, max_outstanding_tasks=10) as stream:
+        stream.opened()
+        assert {task.payload.data for task in stream.tasks(3)} == {b"0", b"1", b"2"}
+        wide.enqueue(b"3")
+        assert [task.payload.data for task in stream.tasks(1)] == [b"3"]
+    for number in range(3):
+        state = wide.state(f"large-{number}")
+        assert (state.status, state.dequeue_count, state.requeue_count) == (pb.TASK_STATUS_WORKING, 1, 0)
+
+
+def test_tasks_that_fit_into_no_message_together(small: Process, wide: Client) -> None:
+    """What is asked for at once is cut to what one message holds: nothing is refused, and nothing is taken in vain."""
+    bodies = [b"%03d" % number + b"x" * (number % 3 * 300) for number in range(300)]
+    for body in bodies:
+        wide.enqueue(body, request_id="i" * 120 + body[:3].decode())
+    with connect(small.address, wide.queue) as narrow:
+        got: list[pb.Task] = []
+        while len(got) < 100:
+            got += narrow.dequeue(1000)
+        with consuming(narrow, max_outstanding_tasks=300) as stream:
+            stream.opened()
+            got += stream.tasks(300 - len(got))
+    assert sorted(task.payload.data for task in got) == bodies
+    assert {task.dequeue_count for task in got} == {1}
+
+
+def test_dead_letters_that_fit_into_no_message(small: Process, wide: Client) -> None:
+    """Pages are as long as a message is; of a letter that alone is too large the payload is left out, then the
+    reason."""
+    sizes = [(2000, 500)] * 6 + [(20_000, 10), (10, 20_000), (20_000, 20_000), (10, 10)]
+    for number, (payload, reason) in enumerate(sizes):
+        wide.enqueue(b"x" * payload, request_id=str(number))
+        wide.dequeue()
+        result = pb.Payload(data=b"y" * reason)
+        wide.release(str(number), status=pb.TASK_STATUS_REJECTED, dead_letter=True, result=result)
+    with connect(small.address, wide.queue) as narrow:
+        letters: list[pb.DeadLetter] = []
+        token = ""
+        while True:
+            request = pb.ListDeadLettersRequest(queue=wide.queue, page_token=token)
+            page = narrow.admin.ListDeadLetters(request, timeout=DEADLINE)
+            if not page.letters:
+                break
+            letters += page.letters
+            token = page.next_page_token
+    assert [int(letter.task_id) for letter in letters] == list(range(len(sizes)))
+    held = [(letter.HasField("payload"), letter.HasField("reason")) for letter in letters]
+    assert held == [(True, True)] * 6 + [(False, True), (False, False), (False, False), (True, True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import pytest
 import redis
 from anyio.from_thread import start_blocking_portal
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.bridge import Client, connect, refusal, refused, seconds, serving
+from support.bridge import Client, Process, connect, refusal, refused, seconds, serving
+from support.http2 import HEADERS, PREFACE, SETTINGS, Wire, block, frame, message
 from support.streams import Stream, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -140,6 +142,103 @@ def test_health_follows(tmp_path: Path) -> None:
             until(lambda: status() == said.NOT_SERVING)
         with storage.up():
             until(lambda: status() == said.SERVING)
+
+
+def test_health_waits_for_no_watcher(tmp_path: Path) -> None:
+    """Who watches health and takes in nothing keeps nobody else from hearing of an outage, of its end, and of the
+    server's."""
+    storage = Storage(tmp_path / "data")
+    said = health_pb2.HealthCheckResponse
+    # It opens the window for the first bytes of a stream no wider than nothing.
+    shut = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+    with serving("--redis", storage.url, "--grace", "1") as process, grpc.insecure_channel(process.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def status(service: str) -> Any:
+            return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+
+        def watching() -> Any:
+            return stub.Watch(health_pb2.HealthCheckRequest(), timeout=30)
+
+        with Wire(process.address, preface=shut) as stranger:
+            with storage.up():
+                until(lambda: status("") == said.SERVING)
+                stranger.call(1, block("/grpc.health.v1.Health/Watch"), message(b""))
+                next(each for each in stranger.frames() if each[0] == HEADERS)
+                watch = watching()
+                assert next(watch).status == said.SERVING
+                storage.kill()
+                for each in ("", "torrelque.v1.TorrelqueService", "torrelque.v1.TorrelqueAdminService"):
+                    until(lambda each=each: status(each) == said.NOT_SERVING)
+                assert next(watch).status == said.NOT_SERVING
+                assert next(watching()).status == said.NOT_SERVING
+            with storage.up():
+                until(lambda: status("") == said.SERVING)
+                assert next(watch).status == said.SERVING
+                process.signal(signal.SIGTERM)
+                assert next(watch).status == said.NOT_SERVING
+                assert process.wait() == 0
+
+
+def test_health_of_what_is_not_there(bridge: Process) -> None:
+    """Of an unknown service a check says NOT_FOUND, and a watch that it is unknown, and stays."""
+    with grpc.insecure_channel(bridge.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]  # what is raised is a call
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=1)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watch)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]  # as above
+
+
+def test_health_watchers_have_a_limit(storage: str) -> None:
+    """There are no more of them than of other watches, and one that leaves makes room."""
+    options = ("--redis", storage, "--max-watches", "2")
+    with serving(*options) as process, grpc.insecure_channel(process.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=30) for _ in range(2)]
+        for watch in watches:
+            next(watch)
+        with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS"):
+            next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=30))
+        watches.pop().cancel()
+
+        def enters() -> bool:
+            try:
+                return bool(next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=30)))
+            except grpc.RpcError:
+                return False
+
+        until(enters)
+
+
+def test_health_watchers_share_the_limit(storage: str) -> None:
+    """A connection that holds all places gives some up to another, until both have as many."""
+    request = health_pb2.HealthCheckRequest()
+    with serving("--redis", storage, "--max-watches", "4") as process:
+        with connect(process.address, "q") as greedy, connect(process.address, "q") as modest:
+            many = [health_pb2_grpc.HealthStub(greedy.channel).Watch(request, timeout=30) for _ in range(4)]
+            for watch in many:
+                next(watch)
+            stub = health_pb2_grpc.HealthStub(modest.channel)
+            few = [stub.Watch(request, timeout=30) for _ in range(2)]
+            for watch in few:
+                assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS"):
+                next(stub.Watch(request, timeout=30))
+            until(lambda: sum(not watch.is_active() for watch in many) == 2)
+            for watch in many:
+                if not watch.is_active():
+                    with refused("RESOURCE_EXHAUSTED/TOO_MANY_STREAMS"):
+                        next(watch)
+            process.signal(signal.SIGTERM)
+            for watch in [*few, *many]:
+                if watch.is_active():
+                    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert "Traceback" not in process.log()
 
 
 def test_a_waiting_poll_outlives_it_or_says_so(tmp_path: Path) -> None:

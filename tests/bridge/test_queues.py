@@ -55,6 +55,24 @@ async def test_one_that_is_being_entered_is_not_left(storage: str, queue: str) -
         assert queues.names == [f"{queue}.b"]
 
 
+async def test_the_default_queue_makes_no_room(storage: str, queue: str) -> None:
+    """However idle it is, it is not left for another, as nobody would sweep it then; and it takes no other's room."""
+    async with opened(storage, max_queues=1, default_queue=queue) as queues:
+        for name in (queue, f"{queue}.a", f"{queue}.b"):
+            with await queues.entry(name) as entry:
+                await entry.queue.get_queue_stats()
+        assert queues.names == [queue, f"{queue}.b"]
+        with await queues.entry(f"{queue}.b"):
+            await queues.entry(queue)
+            with pytest.raises(Refused):
+                await queues.entry(f"{queue}.c")
+        assert queues.names == [queue, f"{queue}.b"]
+    async with opened(storage, max_queues=1, default_queue=queue) as queues:
+        with await queues.entry(f"{queue}.a"):
+            await queues.entry(queue)  # also when it comes later
+            assert queues.names == [f"{queue}.a", queue]
+
+
 async def test_one_that_fails_ends_no_other(storage: str, queue: str) -> None:
     """A queue whose own work fails is left, and who asks for it next gets a fresh one."""
     async with opened(storage) as queues:

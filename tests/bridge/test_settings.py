@@ -102,8 +102,10 @@ def test_every_number_has_bad_values_here() -> None:
 
 def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
     """Each alone could be used."""
-    with pytest.raises(SettingsError, match="max_payload must not be greater than max_message"):
-        Settings(max_payload=5 << 20)
+    for payload, message in ((5 << 20, 4 << 20), (4 << 20, 4 << 20), (1, 4096), (10_000, 14_095)):
+        with pytest.raises(SettingsError, match="max_message must be at least max_payload and 4096 bytes more"):
+            Settings(max_payload=payload, max_message=message)
+    assert Settings(max_payload=10_000, max_message=14_096)
     with pytest.raises(SettingsError, match="default_queue"):
         Settings(queues=("other-*",))
     with pytest.raises(SettingsError, match="default_queue"):
