@@ -45,6 +45,29 @@ async def test_who_knows_the_latest_is_believed() -> None:
     assert await topology.locate() == NEW
 
 
+async def test_what_was_known_is_not_unlearnt_from_a_few() -> None:
+    """A sentinel that was cut off with the old primary is not believed when the others, who told of the new one, are
+    silent; when most of them name another place again, they were set up anew."""
+    answers: dict[Place, Any] = {A: told(OLD, 3), B: told(NEW, 4), C: told(NEW, 4)}
+    topology = searched(answers)
+    assert await topology.locate() == NEW
+    generation = topology.generation
+    answers.update({B: OSError("cut off"), C: OSError("cut off")})
+    topology.forget()
+    with pytest.raises(ConnectionError, match=r"10\.0\.0\.1:4.*1 of 3"):
+        await topology.locate()
+    assert topology.generation == generation
+    answers[A] = told(NEW, 3)
+    assert await topology.locate() == NEW
+    answers[A] = told(OLD, 3)
+    topology.forget()
+    with pytest.raises(ConnectionError):
+        await topology.locate()
+    answers.update({A: told(OLD, 0), B: told(OLD, 0)})
+    topology.forget()
+    assert await topology.locate() == OLD
+
+
 async def test_the_silent_are_not_waited_for() -> None:
     """More than half are enough."""
     topology = searched({A: told(NEW, 4), B: told(NEW, 4), C: None})

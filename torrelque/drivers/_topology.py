@@ -102,17 +102,22 @@ class _Enquiry:
         self.told: list[tuple[tuple[int, ...], Place]] = []
         self.silent: list[str] = []
         self.settled = Event()
-        self._asked = asked
-        self._answers = 0
+        self.asked = asked
+        self.answers = 0
         self._done = 0
         if not asked:
             self.settled.set()
+
+    @property
+    def by_most(self) -> bool:
+        """Whether more than half of all have answered."""
+        return 2 * self.answers > self.asked
 
     def note_answer(
         self, place: Place, found: tuple[tuple[int, ...], Place] | None, refusals: Sequence[ReplyError]
     ) -> None:
         """Note who has answered: what it knows, or why it may not tell."""
-        self._answers += 1
+        self.answers += 1
         if found is not None:
             self.told.append(found)
         elif refusals:
@@ -126,7 +131,7 @@ class _Enquiry:
 
     def _note(self) -> None:
         self._done += 1
-        if self._done == self._asked or (self.told and 2 * self._answers > self._asked):
+        if self._done == self.asked or (self.told and self.by_most):
             self.settled.set()
 
 
@@ -141,6 +146,8 @@ class Searched(Topology):
         self._ask = ask
         self._seeds = list(dict.fromkeys(seeds))
         self._sure = False
+        #: How recent the knowledge was that was believed last.
+        self._rank: tuple[int, ...] = ()
         self._looked = -LATE_WAIT
         self._changed: Event | None = None
         self._asks: TaskGroup | None = None
@@ -188,7 +195,8 @@ class Searched(Topology):
         """Ask those who know, all at once.
 
         More than half of them are enough: a new primary is there only after as many have agreed. Who knows of the
-        latest change is believed.
+        latest change is believed; but where only a few answer, who may be cut off with an earlier primary, not in what
+        is older than what was known.
 
         :raises ConnectionError: nobody can tell
         """
@@ -202,9 +210,13 @@ class Searched(Topology):
         if not enquiry.told:
             why = "; ".join(enquiry.silent) or "it is not known"
             raise ConnectionError(f"nobody tells where the primary is ({why})")
-        self.learn(max(enquiry.told, key=lambda each: each[0])[1])
-        assert self.place is not None
-        return self.place
+        rank, place = max(enquiry.told, key=lambda each: each[0])
+        if rank < self._rank and place != self.place and not enquiry.by_most:
+            few = f"{enquiry.answers} of {enquiry.asked}"
+            raise ConnectionError(f"the primary was elsewhere after it was {place}, of which only {few} tell")
+        self._rank = rank if enquiry.by_most else max(rank, self._rank)
+        self.learn(place)
+        return place
 
     async def _inquire(self, place: Place, enquiry: _Enquiry) -> None:
         try:
