@@ -114,6 +114,8 @@ class _Keeper:
                 self.lost.__cause__ = self._failure
                 self._over = True
             elif self._ends - current_time() > self._margin:  # not if everything stood still meanwhile
+                # From here on the request may be applied, answered or not, and bring a later end closer.
+                self._ends = min(self._ends, current_time() + self._seconds)
                 group.start_soon(self._try, self._tries > 0, rest / 4)
                 self._tries += 1
         if self.lost is not None:

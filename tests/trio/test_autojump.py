@@ -246,6 +246,19 @@ async def test_extended_at_half_of_its_time(autojump_clock: trio.testing.MockClo
     assert lease.times == [close_to(time) for time in (150, 300, 450, 600, 750, 900)]
 
 
+async def test_extension_that_shortens_the_lease(autojump_clock: trio.testing.MockClock) -> None:
+    """The first extension may bring the end closer, answered or not: from its request on, the short length counts."""
+    lease = Lease()
+    async with keep_lease(lease.extend, 10, 300):
+        await trio.sleep(166)
+    assert lease.times == [close_to(time) for time in (150, 155, 160, 165)]
+    lease = Lease(*[10**6] * 1000)
+    with pytest.raises(TorrelqueLookupError, match="had not answered"):
+        async with keep_lease(lease.extend, 10, 300):
+            await trio.sleep_forever()
+    assert lease.age == close_to(159.5)
+
+
 async def test_late_body_is_extended_first(autojump_clock: trio.testing.MockClock) -> None:
     """With half of the lease gone, or nobody knows how much, the body begins with a whole one."""
     for left in (150, 10, 0, -5, None):
