@@ -198,18 +198,18 @@ class Torrelque:
                     try:
                         yield
                     finally:
-                        await self._close()
+                        self._close()
             except BaseExceptionGroup as errors:
                 failure = alone(errors)
         if failure is not None:
             raise failure
 
-    async def _close(self) -> None:
+    def _close(self) -> None:
         self._closed = True
         self.unschedule_sweep()
         self._room.close()
         self._hub.close()
-        await self._background.drain(GRACE)
+        self._background.drain(GRACE)
 
     def _check_open(self) -> None:
         if self._closed:

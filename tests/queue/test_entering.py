@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 import redis.asyncio
 from redis import Redis
-from support import UNENTERED, Pair, Server
+from support import PAIRS, UNENTERED, Pair, Server
+from support.freezer import freezing
 
 from torrelque import (
     Torrelque,
     TorrelqueClosedError,
+    TorrelqueDecodeError,
     TorrelqueError,
     TorrelqueTimeoutError,
     TorrelqueUnavailableError,
 )
+from torrelque.calls import Delivery
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +123,49 @@ async def test_leaving_dismisses_those_who_wait(open_queue: Any) -> None:
         started = anyio.current_time()
     assert len(caught) == 1
     assert anyio.current_time() - started < 1
+
+
+class FailsAtFirst:
+    """A serialiser that cannot read ``first``, and then calls the test."""
+
+    def __init__(self, failed: Callable[[], None]) -> None:
+        self._failed = failed
+
+    def dumps(self, value: bytes) -> bytes:
+        return value
+
+    def loads(self, body: bytes) -> bytes:
+        if body == b"first":
+            self._failed()
+            raise ValueError("first")
+        return body
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.backend[0] == "asyncio"], ids=str)
+async def test_native_cancel_while_a_queue_is_left(server: Server, open_client: Any, name: str) -> None:
+    """A native cancel does not take the bound of leaving away, though Redis is silent and a hand-back under way."""
+    leaving = asyncio.Event()
+    with freezing(server.url) as relay:
+        async with open_client(f"redis://{relay.address}/0") as client:
+            serialiser = FailsAtFirst(lambda: relay.freeze(new_ones=True))
+            queue = Torrelque(client, queue=name, serialiser=serialiser)
+
+            async def use() -> None:
+                async with queue:
+                    await queue.enqueue_many([b"first", b"second"])
+                    with pytest.raises(TorrelqueDecodeError):
+                        await queue.dequeue(0, max_tasks=2)
+                    leaving.set()
+
+            user = asyncio.create_task(use())
+            await leaving.wait()
+            user.cancel()
+            await asyncio.wait([user], timeout=4)
+            assert user.cancelled()
+            queue._room.hand_back([Delivery(b"late", 1, 300, b"")])  # a warning
+            queue._room.look_within(0)
+            with pytest.raises(TorrelqueClosedError):
+                queue.schedule_sweep()
 
 
 async def test_no_server(pair: Pair, open_client: Any, name: str) -> None:
