@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -656,6 +656,7 @@ class Torrelque:
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueTimeoutError: the time has passed
         :raises TorrelqueDecodeError: the result cannot be read
+        :raises TorrelqueClosedError: the queue was left
         :raises TorrelqueRedisError: Redis failed at the start; later failures are outlived
         """
         return self._watch(task_id, checks.task_id(task_id), checks.timeout("timeout", timeout))
@@ -694,6 +695,7 @@ class Torrelque:
 
         :param interval: seconds, at least 0.001; ``self.sweep_interval`` by default
         :param task_status: told that the sweep has begun; ``start`` of a task group or nursery gives it
+        :raises TorrelqueClosedError: the queue was left
         """
         seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
         self._check_open()
@@ -711,7 +713,7 @@ class Torrelque:
         scope = CancelScope()
 
         async def sweep() -> None:
-            with scope:
+            with scope, suppress(TorrelqueClosedError):
                 await self._sweeper.run(seconds)
 
         self._background.start_soon(sweep)

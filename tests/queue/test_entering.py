@@ -125,6 +125,46 @@ async def test_leaving_dismisses_those_who_wait(open_queue: Any) -> None:
     assert anyio.current_time() - started < 1
 
 
+@pytest.mark.parametrize("what", ["watch", "run_sweep"])
+async def test_leaving_ends_what_goes_on_elsewhere(open_queue: Any, what: str) -> None:
+    """A watch and a sweep in a task group around the queue end with it, and are told why, not at their next look."""
+    begun, ended = anyio.Event(), anyio.Event()
+    caught: list[Exception] = []
+
+    async def watch(queue: Torrelque) -> None:
+        async for _ in queue.watch(await queue.enqueue("t")):
+            begun.set()
+
+    async def sweep(queue: Torrelque) -> None:
+        begun.set()
+        await queue.run_sweep(300)
+
+    async def go_on(queue: Torrelque) -> None:
+        try:
+            await {"watch": watch, "run_sweep": sweep}[what](queue)
+        except TorrelqueClosedError as error:
+            caught.append(error)
+        ended.set()
+
+    async with anyio.create_task_group() as group:
+        async with open_queue() as queue:
+            group.start_soon(go_on, queue)
+            await begun.wait()
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(5):
+            await ended.wait()
+    assert len(caught) == 1
+
+
+async def test_leaving_while_a_sweep_is_scheduled(open_queue: Any) -> None:
+    """A scheduled sweep is the queue's own, and ends with it without a word, whatever it does at that moment."""
+    for moment in (None, anyio.lowlevel.checkpoint, anyio.wait_all_tasks_blocked):
+        async with open_queue() as queue:
+            queue.schedule_sweep(300)
+            if moment is not None:
+                await moment()
+
+
 class FailsAtFirst:
     """A serialiser that cannot read ``first``, and then calls the test."""
 
