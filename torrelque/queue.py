@@ -48,7 +48,7 @@ from .model import (
     TorrelqueTaskState,
     TorrelqueTaskStatus,
 )
-from .settling import Settler, judge
+from .settling import Settler, is_loss, judge
 from .sweeping import Sweeper
 from .waiting import Room
 from .watching import Watches
@@ -489,7 +489,9 @@ class Torrelque:
         lost all the same (the process stood still, Redis was away for too long), the body is cancelled, for somebody
         else may be at work on the task; if it comes to that, a twentieth of the lease before it ends, and at most one
         second. The body may release or requeue the task: given *task_id* itself, that is no loss, and the rest of the
-        body runs on.
+        body runs on. On a ``pipeline`` that holds as long as nobody else has the task: whether it was executed is not
+        known here, so a later delivery, also after a requeue, counts as a loss, which is noticed within half of the
+        lease.
 
         :param task_id: as ``dequeue`` returned it, not a plain ``str``
         :param task_timeout: seconds of each extension, at least 0.001; the task's own length by default
@@ -509,7 +511,7 @@ class Torrelque:
 
         delivered = task_id._delivered
         ends_in = None if delivered is None else own - (current_time() - delivered)
-        return keep_lease(extend, lease, ends_in, lambda: task_id._settled)
+        return keep_lease(extend, lease, ends_in, lambda refusal: is_loss(task_id, refusal))
 
     async def get_task_state(self, task_id: str) -> TorrelqueTaskState:
         """Read what is known about a task.

@@ -397,6 +397,9 @@ async def test_body_that_releases_when_the_lease_is_lost(open_queue: Any, admin:
                     await lose(queue, admin, name, task_id)
                     await queue.release(task_id)
                     await queue.release_many([task_id])
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(queue.release, task_id)
+                        group.start_soon(queue.release, task_id)
                     await anyio.sleep_forever()
 
 

@@ -396,11 +396,21 @@ async def test_redis_away_for_too_long(autojump_clock: trio.testing.MockClock) -
 async def test_settled_by_the_body(autojump_clock: trio.testing.MockClock) -> None:
     """When the body itself has settled the task, the next refusal is its end, and the body runs on."""
     lease = Lease(TorrelqueLookupError("gone"))
-    settled = False
-    async with keep_lease(lease.extend, 300, 300, lambda: settled):
-        settled = True
+    lost = True
+    async with keep_lease(lease.extend, 300, 300, lambda _: lost):
+        lost = False
         await trio.sleep(1000)
     assert lease.times == [close_to(150)]
+
+
+async def test_settled_by_the_body_or_not(autojump_clock: trio.testing.MockClock) -> None:
+    """As long as nobody knows whether the body has settled the task it runs on, and is asked for again."""
+    verdicts = [None, None, True]
+    lease = Lease(*[TorrelqueLeaseLostError("id")] * 3)
+    with pytest.raises(TorrelqueLeaseLostError):
+        async with keep_lease(lease.extend, 300, 300, lambda _: verdicts.pop(0)):
+            await trio.sleep_forever()
+    assert lease.times == [close_to(time) for time in (150, 300, 450)]
 
 
 async def test_errors_leave_alone(autojump_clock: trio.testing.MockClock) -> None:
