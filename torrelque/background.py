@@ -144,20 +144,30 @@ class Background:
             if self._idle is not None and not self._scopes:
                 self._idle.set()
 
-    async def drain(self, grace: float) -> None:
-        """Wait up to *grace* seconds until all work is done, then cancel what is left, and start no more."""
-        with move_on_after(grace, shield=True):
-            self._idle = Event()
-            for runner in self._runners:
-                runner.nudge()
-            while self._scopes:
-                await self._idle.wait()
-                self._idle = Event()
-        self._closed = True
-        if self._scopes:
-            logger.warning("Background work of the queue did not end within %.1f s, cancelling it", grace)
-        for scope in self._scopes:
-            scope.cancel()
+    def drain(self, grace: float) -> None:
+        """Have the task group end: after up to *grace* seconds for what is under way, with what is left cancelled.
+
+        The one who leaves the group waits for it there. It is not waited for here: on asyncio a native cancel would end
+        that wait, and with it the bound.
+        """
+        assert self._group is not None
+        self._idle = Event()
+        for runner in self._runners:
+            runner.nudge()
+        self._group.start_soon(self._drain, self._idle, grace)
+
+    async def _drain(self, idle: Event, grace: float) -> None:
+        try:
+            with move_on_after(grace, shield=True):
+                while self._scopes:
+                    await idle.wait()
+                    idle = self._idle = Event()
+        finally:
+            self._closed = True
+            if self._scopes:
+                logger.warning("Background work of the queue did not end within %.1f s, cancelling it", grace)
+            for scope in self._scopes:
+                scope.cancel()
 
 
 class Runner:

@@ -85,9 +85,10 @@ def count(parameter: str, value: object) -> int:
     """Check how many are asked for at once, and clamp it."""
     if type(value) is int and 0 < value <= MAX_TASKS:
         return value
-    if _whole(parameter, value) < 1:
+    number = _whole(parameter, value)
+    if number < 1:
         raise TorrelqueValueError(f"{parameter} must be 1 or more (above {MAX_TASKS} is clamped): {shown(value)}")
-    return MAX_TASKS
+    return min(int(number), MAX_TASKS)
 
 
 def max_bytes(value: object) -> int:

@@ -41,18 +41,19 @@ async def keep_lease(
     extend: Extend,
     seconds: float,
     ends_in: float | None,
-    settled: Callable[[], bool] = lambda: False,
+    is_loss: Callable[[TorrelqueLookupError], bool | None] = lambda refusal: True,
 ) -> AsyncGenerator[CancelScope]:
     """Extend a lease at half of its time as long as the body runs; cancel the body shortly before it ends.
 
     :param extend: extends the lease by *seconds*
     :param seconds: length of the lease
     :param ends_in: seconds until the lease as it is now ends; ``None`` if that is not known
-    :param settled: tells that the body itself has released or requeued the task: then its lease has ended, not lost
+    :param is_loss: judges an extension that is refused: when the body itself has released or requeued the task, its
+        lease has ended, and is not lost; ``None`` if that is not known yet
     :raises TorrelqueLookupError: the lease was lost, and the body was cancelled for it or did not begin
     """
     failure: BaseException | None = None
-    keeper = _Keeper(extend, seconds, settled)
+    keeper = _Keeper(extend, seconds, is_loss)
     await keeper.begin(ends_in)
     scope = CancelScope()
     try:
@@ -72,10 +73,10 @@ async def keep_lease(
 class _Keeper:
     """What is known of one lease: until when it lasts for sure, by the clock of the event loop."""
 
-    def __init__(self, extend: Extend, seconds: float, settled: Callable[[], bool]) -> None:
+    def __init__(self, extend: Extend, seconds: float, is_loss: Callable[[TorrelqueLookupError], bool | None]) -> None:
         self._extend = extend
         self._seconds = seconds
-        self._settled = settled
+        self._is_loss = is_loss
         self._margin = min(MARGIN * seconds, LONGEST_MARGIN)
         self._ends = -math.inf
         #: Tries since the last answer.
@@ -114,6 +115,8 @@ class _Keeper:
                 self.lost.__cause__ = self._failure
                 self._over = True
             elif self._ends - current_time() > self._margin:  # not if everything stood still meanwhile
+                # From here on the request may be applied, answered or not, and bring a later end closer.
+                self._ends = min(self._ends, current_time() + self._seconds)
                 group.start_soon(self._try, self._tries > 0, rest / 4)
                 self._tries += 1
         if self.lost is not None:
@@ -130,12 +133,15 @@ class _Keeper:
             self._failure = error
             return
         except TorrelqueLookupError as error:
-            self.lost = None if self._settled() else error
-            self._over = True
+            loss = self._is_loss(error)
+            if loss is not None:
+                self.lost = error if loss else None
+                self._over = True
         else:
             if waiting.cancelled_caught:
                 return
-            # Redis counts from some moment after the request was sent, so this is a safe bound.
-            self._ends = max(self._ends, asked + self._seconds)
-            self._tries, self._failure = 0, None
+        # Redis counts from some moment after the request was sent, so this is a safe bound. Where it is not known
+        # whether the lease was lost, it is asked again as if it had been extended.
+        self._ends = max(self._ends, asked + self._seconds)
+        self._tries, self._failure = 0, None
         self._news.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .errors import TorrelqueTypeError, TorrelqueValueError
 
@@ -153,6 +153,11 @@ class TorrelqueQueueStats(NamedTuple):
     """Tasks whose delay has not passed."""
 
 
+#: Whether a task was settled by a delivery's own id: on a pipeline that may be executed or not, in a call that is under
+#: way, or in one that was applied.
+Settled = Literal["not", "staged", "sent", "done"]
+
+
 class TorrelqueTaskId(str):
     """The id that ``dequeue`` returns: a :class:`str` that also knows which delivery it came from.
 
@@ -170,7 +175,7 @@ class TorrelqueTaskId(str):
     dequeue_count: int
     task_timeout: float
     _delivered: float | None
-    _settled: bool
+    _settled: Settled
     _stored: bytes | None
 
     def __new__(cls, task_id: str, dequeue_count: int, task_timeout: float) -> TorrelqueTaskId:
@@ -179,8 +184,8 @@ class TorrelqueTaskId(str):
         self.task_timeout = task_timeout
         #: When it was asked for, by the clock of the event loop; ``None`` for an id that came by another way.
         self._delivered = None
-        #: It was given to release or requeue: that its lease ends then is no surprise.
-        self._settled = False
+        #: What became of it where it was given to release or requeue: that its lease ends then is no surprise.
+        self._settled = "not"
         #: The id as Redis has it, which a foreign writer may have made of anything; ``None`` as above.
         self._stored = None
         return self
@@ -192,7 +197,7 @@ class TorrelqueTaskId(str):
         self.dequeue_count = count
         self.task_timeout = lease
         self._delivered = delivered
-        self._settled = False
+        self._settled = "not"
         self._stored = stored
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -48,7 +48,7 @@ from .model import (
     TorrelqueTaskState,
     TorrelqueTaskStatus,
 )
-from .settling import Settler, judge
+from .settling import Settler, is_loss, judge
 from .sweeping import Sweeper
 from .waiting import Room
 from .watching import Watches
@@ -198,18 +198,18 @@ class Torrelque:
                     try:
                         yield
                     finally:
-                        await self._close()
+                        self._close()
             except BaseExceptionGroup as errors:
                 failure = alone(errors)
         if failure is not None:
             raise failure
 
-    async def _close(self) -> None:
+    def _close(self) -> None:
         self._closed = True
         self.unschedule_sweep()
         self._room.close()
         self._hub.close()
-        await self._background.drain(GRACE)
+        self._background.drain(GRACE)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -489,7 +489,9 @@ class Torrelque:
         lost all the same (the process stood still, Redis was away for too long), the body is cancelled, for somebody
         else may be at work on the task; if it comes to that, a twentieth of the lease before it ends, and at most one
         second. The body may release or requeue the task: given *task_id* itself, that is no loss, and the rest of the
-        body runs on.
+        body runs on. On a ``pipeline`` that holds as long as nobody else has the task: whether it was executed is not
+        known here, so a later delivery, also after a requeue, counts as a loss, which is noticed within half of the
+        lease.
 
         :param task_id: as ``dequeue`` returned it, not a plain ``str``
         :param task_timeout: seconds of each extension, at least 0.001; the task's own length by default
@@ -509,7 +511,7 @@ class Torrelque:
 
         delivered = task_id._delivered
         ends_in = None if delivered is None else own - (current_time() - delivered)
-        return keep_lease(extend, lease, ends_in, lambda: task_id._settled)
+        return keep_lease(extend, lease, ends_in, lambda refusal: is_loss(task_id, refusal))
 
     async def get_task_state(self, task_id: str) -> TorrelqueTaskState:
         """Read what is known about a task.
@@ -656,6 +658,7 @@ class Torrelque:
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueTimeoutError: the time has passed
         :raises TorrelqueDecodeError: the result cannot be read
+        :raises TorrelqueClosedError: the queue was left
         :raises TorrelqueRedisError: Redis failed at the start; later failures are outlived
         """
         return self._watch(task_id, checks.task_id(task_id), checks.timeout("timeout", timeout))
@@ -694,6 +697,7 @@ class Torrelque:
 
         :param interval: seconds, at least 0.001; ``self.sweep_interval`` by default
         :param task_status: told that the sweep has begun; ``start`` of a task group or nursery gives it
+        :raises TorrelqueClosedError: the queue was left
         """
         seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
         self._check_open()
@@ -711,7 +715,7 @@ class Torrelque:
         scope = CancelScope()
 
         async def sweep() -> None:
-            with scope:
+            with scope, suppress(TorrelqueClosedError):
                 await self._sweeper.run(seconds)
 
         self._background.start_soon(sweep)

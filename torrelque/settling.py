@@ -38,13 +38,20 @@ class Settler:
         if not isinstance(task_id, TorrelqueTaskId):
             judge(operation, task_id, await self._run(call, pipeline), strict)
             return
-        settled = task_id._settled
-        task_id._settled = True
+        if pipeline is not None:
+            await self._run(call, pipeline)
+            if task_id._settled != "done":
+                task_id._settled = "staged"
+            return
+        before = task_id._settled
+        task_id._settled = "sent"
         try:
-            verdict = await (self._coalescer.run(call) if pipeline is None else self._run(call, pipeline))
-            settled = settled or verdict is None or verdict is Verdict.APPLIED
+            verdict = await self._coalescer.run(call)
+            if verdict is Verdict.APPLIED:
+                task_id._settled = "done"
         finally:
-            task_id._settled = settled
+            if task_id._settled == "sent":
+                task_id._settled = before
         if verdict is not Verdict.APPLIED:
             judge(operation, task_id, verdict, strict)
 
@@ -55,17 +62,36 @@ class Settler:
         """
         held = [(task_id, task_id._settled) for task_id in task_ids if isinstance(task_id, TorrelqueTaskId)]
         for task_id, _ in held:
-            task_id._settled = True
+            task_id._settled = "sent"
         verdicts: list[Verdict] = []
         try:
             verdicts = await self._coalescer.run_many(call)
         finally:
-            for task_id, settled in held:
-                task_id._settled = settled
             for said, each in zip(verdicts, task_ids, strict=False):
                 if said is Verdict.APPLIED and isinstance(each, TorrelqueTaskId):
-                    each._settled = True
+                    each._settled = "done"
+            for task_id, before in held:
+                if task_id._settled == "sent":
+                    task_id._settled = before
         return [judge("release", *pair, strict=False) for pair in zip(task_ids, verdicts, strict=True)]
+
+
+def is_loss(task_id: TorrelqueTaskId, refusal: TorrelqueLookupError) -> bool | None:
+    """Judge a refused extension: the lease was lost, if it has not ended because the task was settled by *task_id*.
+
+    :returns: ``None`` as long as both may be
+    """
+    settled = task_id._settled
+    if settled == "not":
+        return True
+    if settled == "done":
+        return False
+    if isinstance(refusal, TorrelqueNotWorkingError):
+        return None  # nobody is at work on it, but somebody may be soon
+    if isinstance(refusal, TorrelqueLeaseLostError):
+        # Who requeued it on a pipeline, and goes on, has to bear that: somebody is at work on it now.
+        return True if settled == "staged" else None
+    return False  # it is gone, and nobody will be
 
 
 def judge(operation: str, task_id: str, verdict: Verdict | None, strict: bool) -> TorrelqueLookupError | None:

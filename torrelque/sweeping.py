@@ -12,7 +12,7 @@ from anyio.abc import TaskStatus
 from .background import Outage
 from .batching import Coalescer
 from .calls import PAST_DUE, SWEEP_ALL, SWEEP_TIMED, Calls, seconds_of_wake
-from .errors import TorrelqueRedisError
+from .errors import TorrelqueClosedError, TorrelqueRedisError, fresh
 from .keys import Keys
 from .listening import Hub
 from .model import SweepReport
@@ -65,7 +65,9 @@ class Sweeper:
     async def run(self, interval: float, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Sweep every *interval* seconds, and leases and delays also at the moment when they end.
 
-        Outlives every failure of Redis; ends by cancellation, or with the queue.
+        Outlives every failure of Redis.
+
+        :raises TorrelqueClosedError: the queue was left
         """
         outage = Outage("Sweep", "Sweep has failed with Redis error, continuing")
         ear = self._hub.attach(self._keys.wake)
@@ -90,6 +92,8 @@ class Sweeper:
                     await ear.heard()
                     if ear.error is None:
                         next_timed = min(next_timed, current_time() + seconds_of_wake(ear.message) + PAST_DUE)
+                if isinstance(ear.error, TorrelqueClosedError):
+                    raise fresh(ear.error)
         finally:
             self._hub.detach(ear)
 

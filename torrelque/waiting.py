@@ -25,7 +25,8 @@ from .listening import Hub
 
 logger = logging.getLogger("torrelque")
 
-#: One claim takes no more, so that the script stays short (it may have as many due tasks to move).
+#: One claim takes no more, so that the script stays short (it may have as many due tasks to move), nor does one
+#: hand-back.
 CLAIM = 75
 #: So many of a crowd are worth a claim of their own.
 HALF = CROWD // 2
@@ -176,7 +177,9 @@ class Room:
 
     async def _serve(self) -> float:
         """Look for tasks, and give back what nobody takes; returns seconds until the next time."""
-        again = await self._give_back() if self._returns else math.inf
+        again = math.inf
+        while self._returns and again == math.inf:
+            again = await self._give_back()
         pause = min(again, await self._look())
         if not self._seats:
             await self._catcher.rest()
@@ -314,8 +317,10 @@ class Room:
             self._next_look = -math.inf
 
     async def _give_back(self) -> float:
-        """Hand back what nobody waits for; returns seconds until the next try."""
-        returns, self._returns = self._returns, []
+        """Hand back some of what nobody waits for, the last ones; returns seconds until the next try."""
+        returns = self._returns[-CLAIM:]
+        del self._returns[-CLAIM:]
+        place = len(self._returns)
         # The last one first, so that the first one delivered stands at the very head again.
         call = self._calls.hand_back(reversed(returns))
         try:
@@ -327,7 +332,7 @@ class Room:
                 # It may be done, and the task delivered to somebody else since, with the same number: to do it again
                 # would take the task from its holder. What was not done after all comes back when its lease ends.
                 returns = [(task_id, count) for task_id, count in returns if count is None]
-            self._returns = returns + self._returns
+            self._returns[place:place] = returns  # others may have come behind them
             return self._outage.failed(error)
         self._outage.worked()
         return math.inf

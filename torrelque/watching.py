@@ -13,6 +13,7 @@ from .batching import Coalescer
 from .calls import Calls, Fields
 from .drivers import Driver
 from .errors import (
+    TorrelqueClosedError,
     TorrelqueLookupError,
     TorrelqueNotificationsError,
     TorrelqueRedisError,
@@ -126,8 +127,9 @@ class Watcher:
         patience = AGAIN if self._failed else REREAD
         with move_on_after(SUBSCRIBED if self._last is None else patience):
             await self._ear.heard()
-        if self._last is None and self._ear.error is not None:
-            raise fresh(self._ear.error)
+        error = self._ear.error
+        if error is not None and (self._last is None or isinstance(error, TorrelqueClosedError)):
+            raise fresh(error)
 
     async def _read(self) -> Fields | None:
         """Read the state; ``None`` when Redis fails and there is a later time to read it again."""

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
+from enum import IntEnum
 from typing import Any
 
 import anyio
@@ -174,6 +175,25 @@ async def test_edges_of_the_ranges_are_legal(open_queue: Any) -> None:
         await queue.release(got[0][0], result=0, result_ttl=0.001)
         with pytest.raises(TorrelqueTimeoutError):
             await queue.dequeue(0.000_001)
+
+
+class Few(IntEnum):
+    """Whole numbers of a kind of their own."""
+
+    ONE = 1
+    THREE = 3
+    TOO_MANY = 5000
+
+
+async def test_counts_of_another_kind(open_queue: Any) -> None:
+    """A count may be of a class below int: it counts what it is, and no task is claimed beyond it."""
+    async with open_queue() as queue:
+        await queue.enqueue_many(range(20))
+        _, task = await queue.dequeue(0, max_tasks=Few.ONE)
+        assert (task, (await queue.get_queue_stats()).working) == (0, 1)
+        assert [task for _, task in await queue.dequeue(0, max_tasks=Few.THREE)] == [1, 2, 3]
+        assert (await queue.get_queue_stats()).working == 4
+        assert len(await queue.dequeue(0, max_tasks=Few.TOO_MANY)) == 16
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 import redis.asyncio
 from redis import Redis
-from support import UNENTERED, Pair, Server
+from support import PAIRS, UNENTERED, Pair, Server
+from support.freezer import freezing
 
 from torrelque import (
     Torrelque,
     TorrelqueClosedError,
+    TorrelqueDecodeError,
     TorrelqueError,
     TorrelqueTimeoutError,
     TorrelqueUnavailableError,
 )
+from torrelque.calls import Delivery
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +123,89 @@ async def test_leaving_dismisses_those_who_wait(open_queue: Any) -> None:
         started = anyio.current_time()
     assert len(caught) == 1
     assert anyio.current_time() - started < 1
+
+
+@pytest.mark.parametrize("what", ["watch", "run_sweep"])
+async def test_leaving_ends_what_goes_on_elsewhere(open_queue: Any, what: str) -> None:
+    """A watch and a sweep in a task group around the queue end with it, and are told why, not at their next look."""
+    begun, ended = anyio.Event(), anyio.Event()
+    caught: list[Exception] = []
+
+    async def watch(queue: Torrelque) -> None:
+        async for _ in queue.watch(await queue.enqueue("t")):
+            begun.set()
+
+    async def sweep(queue: Torrelque) -> None:
+        begun.set()
+        await queue.run_sweep(300)
+
+    async def go_on(queue: Torrelque) -> None:
+        try:
+            await {"watch": watch, "run_sweep": sweep}[what](queue)
+        except TorrelqueClosedError as error:
+            caught.append(error)
+        ended.set()
+
+    async with anyio.create_task_group() as group:
+        async with open_queue() as queue:
+            group.start_soon(go_on, queue)
+            await begun.wait()
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(5):
+            await ended.wait()
+    assert len(caught) == 1
+
+
+async def test_leaving_while_a_sweep_is_scheduled(open_queue: Any) -> None:
+    """A scheduled sweep is the queue's own, and ends with it without a word, whatever it does at that moment."""
+    for moment in (None, anyio.lowlevel.checkpoint, anyio.wait_all_tasks_blocked):
+        async with open_queue() as queue:
+            queue.schedule_sweep(300)
+            if moment is not None:
+                await moment()
+
+
+class FailsAtFirst:
+    """A serialiser that cannot read ``first``, and then calls the test."""
+
+    def __init__(self, failed: Callable[[], None]) -> None:
+        self._failed = failed
+
+    def dumps(self, value: bytes) -> bytes:
+        return value
+
+    def loads(self, body: bytes) -> bytes:
+        if body == b"first":
+            self._failed()
+            raise ValueError("first")
+        return body
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.backend[0] == "asyncio"], ids=str)
+async def test_native_cancel_while_a_queue_is_left(server: Server, open_client: Any, name: str) -> None:
+    """A native cancel does not take the bound of leaving away, though Redis is silent and a hand-back under way."""
+    leaving = asyncio.Event()
+    with freezing(server.url) as relay:
+        async with open_client(f"redis://{relay.address}/0") as client:
+            serialiser = FailsAtFirst(lambda: relay.freeze(new_ones=True))
+            queue = Torrelque(client, queue=name, serialiser=serialiser)
+
+            async def use() -> None:
+                async with queue:
+                    await queue.enqueue_many([b"first", b"second"])
+                    with pytest.raises(TorrelqueDecodeError):
+                        await queue.dequeue(0, max_tasks=2)
+                    leaving.set()
+
+            user = asyncio.create_task(use())
+            await leaving.wait()
+            user.cancel()
+            await asyncio.wait([user], timeout=4)
+            assert user.cancelled()
+            queue._room.hand_back([Delivery(b"late", 1, 300, b"")])  # a warning
+            queue._room.look_within(0)
+            with pytest.raises(TorrelqueClosedError):
+                queue.schedule_sweep()
 
 
 async def test_no_server(pair: Pair, open_client: Any, name: str) -> None:

@@ -265,6 +265,31 @@ async def test_lease_with_a_length_of_its_own(open_queue: Any, admin: Redis, nam
             assert stored.working[task_id] == pytest.approx(stored.now + 500, abs=2)
 
 
+async def test_lease_with_a_shorter_length(open_queue: Any, admin: Redis, name: str) -> None:
+    """A shorter length than the own one is kept from the first extension on: nobody gets the task beside the body."""
+    async with open_queue() as queue, anyio.create_task_group() as group:
+        await queue.enqueue("t", task_timeout=4.4)
+        task_id, _ = await queue.dequeue(0)
+        first_end = snapshot(admin, name).working[task_id]
+        stolen: list[Any] = []
+
+        async def thief() -> None:
+            stolen.append(await queue.dequeue())
+
+        group.start_soon(thief)
+        async with queue.lease(task_id, 0.9):
+            with anyio.fail_after(10):
+                while (seen := snapshot(admin, name)).working[task_id] >= first_end:
+                    await anyio.sleep(0.02)
+            shorter_end = seen.working[task_id]
+            while (seen := snapshot(admin, name)).now < shorter_end + 0.2:
+                assert seen.working[task_id] > seen.now
+                await anyio.sleep(0.02)
+        await queue.release(task_id, strict=True)
+        group.cancel_scope.cancel()
+    assert stolen == []
+
+
 async def test_lease_of_a_task_that_has_waited(open_queue: Any, admin: Redis, name: str) -> None:
     """A task that stood in a batch for most of its lease is extended before its body begins."""
     async with open_queue() as queue:
@@ -372,6 +397,9 @@ async def test_body_that_releases_when_the_lease_is_lost(open_queue: Any, admin:
                     await lose(queue, admin, name, task_id)
                     await queue.release(task_id)
                     await queue.release_many([task_id])
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(queue.release, task_id)
+                        group.start_soon(queue.release, task_id)
                     await anyio.sleep_forever()
 
 

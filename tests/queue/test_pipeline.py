@@ -16,6 +16,7 @@ from support import keyspace, snapshot
 
 from torrelque import (
     Torrelque,
+    TorrelqueLeaseLostError,
     TorrelqueQueueStats,
     TorrelqueTaskStatus,
     TorrelqueTimeoutError,
@@ -185,6 +186,52 @@ async def test_fenced_on_a_pipeline_too(open_piped: Any, admin: Redis, name: str
         assert (state.status, state.dequeue_count) == (TorrelqueTaskStatus.WORKING, 2)
         assert (await queue.dequeue(0))[1] == "neighbour"
         await queue.release(new, strict=True)
+
+
+SETTLES = {
+    "release": lambda queue, task_id, pipeline: queue.release(task_id, pipeline=pipeline),
+    "release with a result": lambda queue, task_id, pipeline: queue.release(task_id, result=1, pipeline=pipeline),
+    "requeue": lambda queue, task_id, pipeline: queue.requeue(task_id, pipeline=pipeline),
+}
+each = pytest.mark.parametrize("settle", SETTLES.values(), ids=SETTLES)
+
+
+@each
+async def test_lease_after_a_pipeline_that_was_not_executed(
+    open_piped: Any, admin: Redis, name: str, settle: Any
+) -> None:
+    """A settlement that was only staged has settled nothing: the body is still cancelled for its lost lease."""
+    async with open_piped() as piped:
+        queue: Torrelque = piped.queue
+        await queue.enqueue("t", task_timeout=1)
+        task_id, _ = await queue.dequeue(0)
+        with anyio.fail_after(5):
+            with pytest.raises(TorrelqueLeaseLostError):
+                async with queue.lease(task_id):
+                    with pytest.raises(ZeroDivisionError):
+                        async with piped.pipeline() as pipeline:
+                            await settle(queue, task_id, pipeline)
+                            raise ZeroDivisionError
+                    admin.zadd(f"{name}:working", {task_id: 1})
+                    assert await queue.sweep() == (1, 0, 0)
+                    await queue.dequeue(0)
+                    await anyio.sleep_forever()
+
+
+@each
+async def test_lease_after_a_pipeline_that_was_executed(open_piped: Any, settle: Any) -> None:
+    """A body that has settled its task by a pipeline runs on."""
+    async with open_piped() as piped:
+        queue: Torrelque = piped.queue
+        await queue.enqueue("t", task_timeout=0.6)
+        task_id, _ = await queue.dequeue(0)
+        ended = False
+        async with queue.lease(task_id):
+            async with piped.pipeline() as pipeline:
+                await settle(queue, task_id, pipeline)
+            await anyio.sleep(0.95)
+            ended = True
+        assert ended
 
 
 async def test_known_id_on_a_pipeline(open_piped: Any) -> None:

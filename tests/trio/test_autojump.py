@@ -246,6 +246,19 @@ async def test_extended_at_half_of_its_time(autojump_clock: trio.testing.MockClo
     assert lease.times == [close_to(time) for time in (150, 300, 450, 600, 750, 900)]
 
 
+async def test_extension_that_shortens_the_lease(autojump_clock: trio.testing.MockClock) -> None:
+    """The first extension may bring the end closer, answered or not: from its request on, the short length counts."""
+    lease = Lease()
+    async with keep_lease(lease.extend, 10, 300):
+        await trio.sleep(166)
+    assert lease.times == [close_to(time) for time in (150, 155, 160, 165)]
+    lease = Lease(*[10**6] * 1000)
+    with pytest.raises(TorrelqueLookupError, match="had not answered"):
+        async with keep_lease(lease.extend, 10, 300):
+            await trio.sleep_forever()
+    assert lease.age == close_to(159.5)
+
+
 async def test_late_body_is_extended_first(autojump_clock: trio.testing.MockClock) -> None:
     """With half of the lease gone, or nobody knows how much, the body begins with a whole one."""
     for left in (150, 10, 0, -5, None):
@@ -383,11 +396,21 @@ async def test_redis_away_for_too_long(autojump_clock: trio.testing.MockClock) -
 async def test_settled_by_the_body(autojump_clock: trio.testing.MockClock) -> None:
     """When the body itself has settled the task, the next refusal is its end, and the body runs on."""
     lease = Lease(TorrelqueLookupError("gone"))
-    settled = False
-    async with keep_lease(lease.extend, 300, 300, lambda: settled):
-        settled = True
+    lost = True
+    async with keep_lease(lease.extend, 300, 300, lambda _: lost):
+        lost = False
         await trio.sleep(1000)
     assert lease.times == [close_to(150)]
+
+
+async def test_settled_by_the_body_or_not(autojump_clock: trio.testing.MockClock) -> None:
+    """As long as nobody knows whether the body has settled the task it runs on, and is asked for again."""
+    verdicts = [None, None, True]
+    lease = Lease(*[TorrelqueLeaseLostError("id")] * 3)
+    with pytest.raises(TorrelqueLeaseLostError):
+        async with keep_lease(lease.extend, 300, 300, lambda _: verdicts.pop(0)):
+            await trio.sleep_forever()
+    assert lease.times == [close_to(time) for time in (150, 300, 450)]
 
 
 async def test_errors_leave_alone(autojump_clock: trio.testing.MockClock) -> None:

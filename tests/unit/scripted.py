@@ -163,4 +163,4 @@ async def open_background(driver: ScriptedDriver) -> AsyncGenerator[Background]:
         try:
             yield background
         finally:
-            await background.drain(1)
+            background.drain(1)

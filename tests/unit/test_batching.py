@@ -371,7 +371,7 @@ async def test_closed_with_calls_under_way() -> None:
             await anyio.wait_all_tasks_blocked()
             group.start_soon(ask, coalescer, 1, answers)
             await anyio.wait_all_tasks_blocked()
-            await background.drain(0.01)
+            background.drain(0.01)
     assert {type(answer) for answer in answers.values()} == {TorrelqueClosedError}
     assert set(answers) == {0, 1}
 

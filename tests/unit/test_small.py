@@ -15,7 +15,11 @@ from redis._parsers.base import BaseParser
 
 from torrelque import (
     TorrelqueFullError,
+    TorrelqueLeaseLostError,
+    TorrelqueLookupError,
+    TorrelqueNotWorkingError,
     TorrelqueStorageError,
+    TorrelqueTaskId,
     TorrelqueTaskSerialiser,
     TorrelqueTaskStatus,
     TorrelqueTypeError,
@@ -29,6 +33,7 @@ from torrelque.drivers._topology import Place, Topology
 from torrelque.errors import fresh
 from torrelque.keys import NAMES, Keys
 from torrelque.model import FINAL, TRANSITIONS
+from torrelque.settling import is_loss
 
 # Keys
 
@@ -127,6 +132,27 @@ def test_statuses_are_the_documented_numbers() -> None:
     assert {status.name: status.value for status in TorrelqueTaskStatus} == {
         "PENDING": 0, "WORKING": 1, "DELAYED": 2, "COMPLETED": 3, "REJECTED": 4,
     }  # fmt: skip
+
+
+# Leases
+
+
+@pytest.mark.parametrize(
+    ("settled", "gone", "not_working", "held_by_another"),
+    [
+        ("not", True, True, True),
+        ("staged", False, None, True),
+        ("sent", False, None, None),
+        ("done", False, False, False),
+    ],
+)
+def test_is_loss(settled: Any, gone: Any, not_working: Any, held_by_another: Any) -> None:
+    """A refused extension is a loss but where the task was settled, and in doubt only where somebody may be at work."""
+    task_id = TorrelqueTaskId("a", 1, 300)
+    task_id._settled = settled
+    assert is_loss(task_id, TorrelqueLookupError()) is gone
+    assert is_loss(task_id, TorrelqueNotWorkingError("a")) is not_working
+    assert is_loss(task_id, TorrelqueLeaseLostError("a")) is held_by_another
 
 
 # Error codes

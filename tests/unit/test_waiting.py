@@ -430,6 +430,39 @@ async def test_handing_back_is_not_repeated_blindly() -> None:
     assert len(driver.named("handback")) == 1
 
 
+async def test_handing_back_is_bounded() -> None:
+    """Many tasks go back in several scripts, the last ones first, also where one fails and others come meanwhile."""
+    deliveries = [Delivery(b"%d" % i, 1, 300, b'"t"') for i in range(2 * CLAIM + 10)]
+    late = Delivery(b"late", 1, 300, b'"t"')
+    handed: list[list[bytes]] = []
+
+    def answer(call: Call[Any]) -> Any:
+        if call.script.name == "handback":
+            if len(driver.named("handback")) == 2:
+                room.hand_back([late])
+                return TorrelqueUnavailableError("gone")
+            handed.append(list(call.items[::2]))
+        return Script()(call)
+
+    driver = ScriptedDriver(answer)
+    async with open_room(driver) as room:
+        room.hand_back(deliveries)
+        await until(lambda: sum(map(len, handed)) == len(deliveries) + 1)
+    ids = [delivery.task_id for delivery in deliveries]
+    assert [task_id for some in handed for task_id in some] == [*ids[-CLAIM:][::-1], b"late", *ids[:-CLAIM][::-1]]
+    assert [len(some) for some in handed] == [CLAIM, CLAIM, 11]
+
+
+async def test_handing_back_comes_before_the_next_look() -> None:
+    """Who waits is served when all is back: else what was delivered last would be delivered first."""
+    deliveries = [Delivery(b"%d" % i, 1, 300, b'"t"') for i in range(2 * CLAIM)]
+    driver = ScriptedDriver(Script(claim("a")))
+    async with open_room(driver) as room:
+        room.hand_back(deliveries)
+        await room.dequeue(1, None)
+    assert [run[0].script.name for run in driver.runs] == ["handback", "handback", "dequeue"]
+
+
 async def test_surplus_goes_back() -> None:
     """Tasks that were claimed for someone who left meanwhile are not given to someone who wants no more."""
     driver = ScriptedDriver(Script(claim("a", "b")))
