@@ -616,6 +616,8 @@ _OURS = (
         "own-purged-too-much",
         "A purge of the dead letters that were there takes those that died meanwhile",
         [in_script("PURGE_DEAD_LETTERS", "'-inf', last, 'LIMIT'", "'-inf', '+inf', 'LIMIT'")],
+        ["tests/scripts/test_scripts.py::test_done_with_dead_letters"],
+        "valkey",
     ),
     Bug(
         "own-letters-again",
