@@ -95,13 +95,19 @@ def told(line: str) -> tuple[Settings, Log]:
 async def _keep(message: bytes, grace: float, index: int, *, task_status: TaskStatus[None]) -> None:
     """Run one worker, and another one when it has ended."""
     pause = _FIRST
-    first = True
+    served = False
+
+    def ready() -> None:
+        nonlocal served
+        if not served:
+            served = True
+            task_status.started()
+
     while True:
         begun = anyio.current_time()
-        code = await _run(message, grace, index, task_status.started if first else lambda: None)
-        if first and code == 2:
+        code = await _run(message, grace, index, ready)
+        if code == 2 and not served:
             raise SettingsError("a worker could not start: its own line above says why")
-        first = False
         pause = _FIRST if anyio.current_time() - begun > _GOOD else min(_MOST, pause * 2)
         logger.error("Worker %d has ended with %d, starting another one in %.1f s", index, code, pause)
         await anyio.sleep(pause)

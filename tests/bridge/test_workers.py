@@ -51,6 +51,31 @@ def test_all_serve(storage: str, queue: str) -> None:
             until(lambda pid=pid: not alive(pid))
 
 
+#: Python runs it at the start of each process: a worker kills itself where it finds a file to remove beside it.
+SHORT_LIFE = """
+import contextlib, os, signal, sys
+if sys.orig_argv[-1] == "grpc_server":
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(os.path.dirname(__file__), "doomed"))
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def doom(folder: Path) -> None:
+    """Let one worker die at once, the next that starts with ``PYTHONPATH`` naming the folder."""
+    (folder / "sitecustomize.py").write_text(SHORT_LIFE)
+    (folder / "doomed").touch()
+
+
+def test_one_that_dies_before_it_was_ready(storage: str, queue: str, tmp_path: Path) -> None:
+    """Its replacement counts as it would have: the others are started, and all serve."""
+    doom(tmp_path)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with serving("--redis", storage, "--workers", "2", environment=environment) as process:
+        assert process.log().count("Worker 0 has ended with -9") == 1
+        assert len(workers(process)) == len(instances(process.address, queue)) == 2
+
+
 def test_they_end_with_their_supervisor(storage: str) -> None:
     """When the supervisor is killed its workers drain and end."""
     with serving("--redis", storage, "--workers", "2") as process:
