@@ -93,7 +93,7 @@ def told(line: str) -> tuple[Settings, Log]:
 
 
 async def _keep(message: bytes, grace: float, index: int, *, task_status: TaskStatus[None]) -> None:
-    """Run one worker, and another one when it has ended."""
+    """Run one worker, and another one when it has ended or could not be started."""
     pause = _FIRST
     served = False
 
@@ -105,11 +105,18 @@ async def _keep(message: bytes, grace: float, index: int, *, task_status: TaskSt
 
     while True:
         begun = anyio.current_time()
-        code = await _run(message, grace, index, ready)
-        if code == 2 and not served:
-            raise SettingsError("a worker could not start: its own line above says why")
+        try:
+            code = await _run(message, grace, index, ready)
+        except OSError as error:  # the machine has no process or no descriptor left
+            if not served:
+                raise SettingsError(f"workers: none can be started: {error}") from None
+            end = f"could not be started: {error}"
+        else:
+            if code == 2 and not served:
+                raise SettingsError("a worker could not start: its own line above says why")
+            end = f"has ended with {code}"
         pause = _FIRST if anyio.current_time() - begun > _GOOD else min(_MOST, pause * 2)
-        logger.error("Worker %d has ended with %d, starting another one in %.1f s", index, code, pause)
+        logger.error("Worker %d %s, starting another one in %.1f s", index, end, pause)
         await anyio.sleep(pause)
 
 
@@ -119,8 +126,8 @@ async def _run(message: bytes, grace: float, index: int, ready: Callable[[], Non
     try:
         assert process.stdin is not None
         assert process.stdout is not None
-        await process.stdin.send(message)
-        with contextlib.suppress(anyio.EndOfStream):
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream):  # it has ended
+            await process.stdin.send(message)
             if (await process.stdout.receive()).decode().strip() == READY:
                 logger.info("Worker %d serves, process %d", index, process.pid)
                 ready()

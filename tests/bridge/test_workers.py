@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -74,6 +75,38 @@ def test_one_that_dies_before_it_was_ready(storage: str, queue: str, tmp_path: P
     with serving("--redis", storage, "--workers", "2", environment=environment) as process:
         assert process.log().count("Worker 0 has ended with -9") == 1
         assert len(workers(process)) == len(instances(process.address, queue)) == 2
+
+
+def test_a_replacement_that_cannot_be_started(storage: str, queue: str) -> None:
+    """While no process can be started the other workers serve on, and it is tried again until there is one."""
+    with serving("--redis", storage, "--workers", "2") as process:
+        first, second = workers(process)
+        with process.starved():
+            os.kill(first, signal.SIGKILL)
+            until(lambda: process.log().count("Worker 0 could not be started") >= 2)
+            assert len(instances(process.address, queue)) == 1
+            assert alive(second)
+        until(lambda: len(workers(process)) == 3)
+        assert len(instances(process.address, queue)) == 2
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_a_replacement_that_reads_nothing(storage: str, queue: str, tmp_path: Path) -> None:
+    """One that dies amid its settings, which are more than fits on their way to it, is replaced like any other."""
+    globs = [f"{n:0>127}*" for n in range(4000)]
+    config = tmp_path / "config.toml"
+    config.write_text(f"queue = {json.dumps(['*', *globs])}")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    options = ("--redis", storage, "--workers", "2", "--config", str(config))
+    with serving(*options, environment=environment) as process:
+        doom(tmp_path)
+        os.kill(workers(process)[0], signal.SIGKILL)
+        until(lambda: len(workers(process)) == 3)
+        assert process.log().count("Worker 0 has ended with -9") == 2
+        assert len(instances(process.address, queue)) == 2
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
 
 
 def test_they_end_with_their_supervisor(storage: str) -> None:
