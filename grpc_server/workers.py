@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 from anyio.abc import Process, TaskStatus
 
-from .lifecycle import storage
+from .lifecycle import probe, storage
 from .process import Log
 from .settings import Address, Settings, SettingsError
 
@@ -44,6 +44,7 @@ def _reserved(settings: Settings) -> Iterator[tuple[str, ...]]:
         for address in settings.addresses:
             if address.path:
                 raise SettingsError("workers: processes cannot share a unix socket: listen on a port, or use one")
+            probe(address)  # whether others share it among them: they would not keep us out
             targets.append(address.target(_hold(held, address)))
         yield tuple(targets)
 

@@ -6,10 +6,13 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
-from support.bridge import Process, connect, refused, seconds, serving
+import pytest
+from support.bridge import DEADLINE, Process, connect, refused, seconds, serving
 from support.streams import consuming, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -50,6 +53,24 @@ def test_all_serve(storage: str, queue: str) -> None:
         assert process.wait() == 0
         for pid in (first, second, workers(process)[-1]):
             until(lambda pid=pid: not alive(pid))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_that_others_share(storage: str, queue: str, host: str) -> None:
+    """Workers take no connections from those of another server: that the port is in use is told as with one process."""
+    with serving("--redis", storage, "--workers", "2", address=f"{host}:0") as process:
+        told: list[tuple[int, str, str]] = []
+        for count in ("1", "2"):
+            command = [sys.executable, "-m", "torrelque", "serve", "--redis", storage, "--workers", count, "--listen"]
+            done = subprocess.run([*command, process.address], capture_output=True, text=True, timeout=DEADLINE)
+            told.append((done.returncode, done.stdout, done.stderr))
+        assert told[0] == told[1]
+        code, printed, text = told[0]
+        assert (code, printed) == (2, "")
+        assert f"listen: cannot listen on {process.address}: Address already in use" in text
+        os.kill(workers(process)[0], signal.SIGKILL)  # whose replacement shares it with the one that is left
+        until(lambda: len(workers(process)) == 3)
+        assert len(instances(process.address, queue)) == 2
 
 
 #: Python runs it at the start of each process: a worker kills itself where it finds a file to remove beside it.
