@@ -104,10 +104,10 @@ class Authority:
         try:
             stamp = _stamp(self._path)
             if stamp != self._stamp:
-                self._stamp = stamp
                 self._book = read_book(self._path)
-                self._complaint = ""
+                self._stamp = stamp  # only now: what could not be read is tried again with the next look
                 logger.info("The auth file was read again")
+            self._complaint = ""
         except (OSError, SettingsError) as error:
             if str(error) != self._complaint:  # once, not with each look
                 self._complaint = str(error)

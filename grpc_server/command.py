@@ -150,15 +150,20 @@ def serve(
         if whole.auth_file:
             read_book(whole.auth_file)
         if not redis:
-            Path(data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(data_dir)
         log = Log(as_json=log_format == "json", level=log_level)
         start_logging(log)
         _run(whole, workers, log)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
+    return 0
+
+
+def _make(data_dir: str) -> None:
+    try:
+        Path(data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise click.UsageError(f"--data-dir: {error}") from None
-    return 0
 
 
 def _run(settings: Settings, workers: int, log: Log) -> None:

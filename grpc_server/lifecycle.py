@@ -162,7 +162,7 @@ class Doors:
         """Take the addresses, if nobody else has them; returns them with their ports."""
         if not self._settings.reuse_port:
             for address in self._addresses:
-                _probe(address)
+                probe(address)
         self._addresses = self._listen()
         return [address.target() for address in self._addresses]
 
@@ -202,7 +202,7 @@ class Doors:
             await self._server.start()
 
 
-def _probe(address: Address) -> None:
+def probe(address: Address) -> None:
     """See whether an address is free. gRPC would not say why it is not, and take the socket of another server over."""
     try:
         if address.path:

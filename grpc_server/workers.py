@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 from anyio.abc import Process, TaskStatus
 
-from .lifecycle import storage
+from .lifecycle import probe, storage
 from .process import Log
 from .settings import Address, Settings, SettingsError
 
@@ -44,6 +44,7 @@ def _reserved(settings: Settings) -> Iterator[tuple[str, ...]]:
         for address in settings.addresses:
             if address.path:
                 raise SettingsError("workers: processes cannot share a unix socket: listen on a port, or use one")
+            probe(address)  # whether others share it among them: they would not keep us out
             targets.append(address.target(_hold(held, address)))
         yield tuple(targets)
 
@@ -93,17 +94,30 @@ def told(line: str) -> tuple[Settings, Log]:
 
 
 async def _keep(message: bytes, grace: float, index: int, *, task_status: TaskStatus[None]) -> None:
-    """Run one worker, and another one when it has ended."""
+    """Run one worker, and another one when it has ended or could not be started."""
     pause = _FIRST
-    first = True
+    served = False
+
+    def ready() -> None:
+        nonlocal served
+        if not served:
+            served = True
+            task_status.started()
+
     while True:
         begun = anyio.current_time()
-        code = await _run(message, grace, index, task_status.started if first else lambda: None)
-        if first and code == 2:
-            raise SettingsError("a worker could not start: its own line above says why")
-        first = False
+        try:
+            code = await _run(message, grace, index, ready)
+        except OSError as error:  # the machine has no process or no descriptor left
+            if not served:
+                raise SettingsError(f"workers: none can be started: {error}") from None
+            end = f"could not be started: {error}"
+        else:
+            if code == 2 and not served:
+                raise SettingsError("a worker could not start: its own line above says why")
+            end = f"has ended with {code}"
         pause = _FIRST if anyio.current_time() - begun > _GOOD else min(_MOST, pause * 2)
-        logger.error("Worker %d has ended with %d, starting another one in %.1f s", index, code, pause)
+        logger.error("Worker %d %s, starting another one in %.1f s", index, end, pause)
         await anyio.sleep(pause)
 
 
@@ -113,8 +127,8 @@ async def _run(message: bytes, grace: float, index: int, ready: Callable[[], Non
     try:
         assert process.stdin is not None
         assert process.stdout is not None
-        await process.stdin.send(message)
-        with contextlib.suppress(anyio.EndOfStream):
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream):  # it has ended
+            await process.stdin.send(message)
             if (await process.stdout.receive()).decode().strip() == READY:
                 logger.info("Worker %d serves, process %d", index, process.pid)
                 ready()

@@ -289,6 +289,17 @@ def test_a_broken_file(guarded: Guarded) -> None:
     assert "Traceback" not in guarded.process.log()
 
 
+def test_a_file_that_cannot_be_read_for_a_while(guarded: Guarded) -> None:
+    """A change that met a server without descriptors is read once there are some, without another change."""
+    complaint = "auth_file cannot be read: [Errno 24]"
+    with guarded.process.starved():
+        write(guarded.path, principal("next", ["trq"], ["watch"], next=""))
+        until(lambda: complaint in guarded.process.log())
+    becomes(guarded, "all", DENIED)
+    assert guarded.call("GetQueueStats", "trq", bearer("next")) == "OK"
+    assert guarded.process.log().count(complaint) == 1
+
+
 def test_a_token_runs_out(guarded: Guarded) -> None:
     """A token is good until its time, without the file being touched."""
     ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 5))

@@ -414,6 +414,23 @@ def test_a_server_that_cannot_start(ended: dict[str, tuple[int, str, str]], case
     assert "Traceback" not in stderr
 
 
+def test_only_the_data_directory_is_blamed_on_its_option(tmp_path: Path) -> None:
+    """A folder that cannot be made names --data-dir; that nobody reads what the server prints ends it, and does not."""
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "torrelque", "serve", "--listen", "127.0.0.1:0", "--data-dir"]
+    done = subprocess.run([*command, tmp_path / "file" / "x"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("torrelque: error: --data-dir: ")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        told = subprocess.run(
+            [*command, tmp_path / "data"], stdout=nobody, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert told.returncode == 1
+    assert "torrelque: error" not in told.stderr
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
-from support.bridge import Process, connect, refused, seconds, serving
+import pytest
+from support.bridge import DEADLINE, Process, connect, refused, seconds, serving
 from support.streams import consuming, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -49,6 +53,81 @@ def test_all_serve(storage: str, queue: str) -> None:
         assert process.wait() == 0
         for pid in (first, second, workers(process)[-1]):
             until(lambda pid=pid: not alive(pid))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_that_others_share(storage: str, queue: str, host: str) -> None:
+    """Workers take no connections from those of another server: that the port is in use is told as with one process."""
+    with serving("--redis", storage, "--workers", "2", address=f"{host}:0") as process:
+        told: list[tuple[int, str, str]] = []
+        for count in ("1", "2"):
+            command = [sys.executable, "-m", "torrelque", "serve", "--redis", storage, "--workers", count, "--listen"]
+            done = subprocess.run([*command, process.address], capture_output=True, text=True, timeout=DEADLINE)
+            told.append((done.returncode, done.stdout, done.stderr))
+        assert told[0] == told[1]
+        code, printed, text = told[0]
+        assert (code, printed) == (2, "")
+        assert f"listen: cannot listen on {process.address}: Address already in use" in text
+        os.kill(workers(process)[0], signal.SIGKILL)  # whose replacement shares it with the one that is left
+        until(lambda: len(workers(process)) == 3)
+        assert len(instances(process.address, queue)) == 2
+
+
+#: Python runs it at the start of each process: a worker kills itself where it finds a file to remove beside it.
+SHORT_LIFE = """
+import contextlib, os, signal, sys
+if sys.orig_argv[-1] == "grpc_server":
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(os.path.dirname(__file__), "doomed"))
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def doom(folder: Path) -> None:
+    """Let one worker die at once, the next that starts with ``PYTHONPATH`` naming the folder."""
+    (folder / "sitecustomize.py").write_text(SHORT_LIFE)
+    (folder / "doomed").touch()
+
+
+def test_one_that_dies_before_it_was_ready(storage: str, queue: str, tmp_path: Path) -> None:
+    """Its replacement counts as it would have: the others are started, and all serve."""
+    doom(tmp_path)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with serving("--redis", storage, "--workers", "2", environment=environment) as process:
+        assert process.log().count("Worker 0 has ended with -9") == 1
+        assert len(workers(process)) == len(instances(process.address, queue)) == 2
+
+
+def test_a_replacement_that_cannot_be_started(storage: str, queue: str) -> None:
+    """While no process can be started the other workers serve on, and it is tried again until there is one."""
+    with serving("--redis", storage, "--workers", "2") as process:
+        first, second = workers(process)
+        with process.starved():
+            os.kill(first, signal.SIGKILL)
+            until(lambda: process.log().count("Worker 0 could not be started") >= 2)
+            assert len(instances(process.address, queue)) == 1
+            assert alive(second)
+        until(lambda: len(workers(process)) == 3)
+        assert len(instances(process.address, queue)) == 2
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_a_replacement_that_reads_nothing(storage: str, queue: str, tmp_path: Path) -> None:
+    """One that dies amid its settings, which are more than fits on their way to it, is replaced like any other."""
+    globs = [f"{n:0>127}*" for n in range(4000)]
+    config = tmp_path / "config.toml"
+    config.write_text(f"queue = {json.dumps(['*', *globs])}")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    options = ("--redis", storage, "--workers", "2", "--config", str(config))
+    with serving(*options, environment=environment) as process:
+        doom(tmp_path)
+        os.kill(workers(process)[0], signal.SIGKILL)
+        until(lambda: len(workers(process)) == 3)
+        assert process.log().count("Worker 0 has ended with -9") == 2
+        assert len(instances(process.address, queue)) == 2
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
 
 
 def test_they_end_with_their_supervisor(storage: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -62,6 +63,16 @@ class Process:
     def descriptors(self) -> int:
         """Open files and sockets."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    @contextlib.contextmanager
+    def starved(self) -> Iterator[None]:
+        """Let it open no file and no socket until the scope ends; what is open stays."""
+        soft, hard = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextlib.contextmanager
