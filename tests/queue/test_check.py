@@ -574,6 +574,21 @@ async def test_cut_out_of_the_head_and_the_middle(open_queue: Any, stored: Store
 
 
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_a_place_that_is_named_often(open_queue: Any, stored: Stored) -> None:
+    """An id that stands in a list once is not taken for another of itself, however often its place is named."""
+    calls = Calls(Keys(stored.name))
+    names = [f"t{n}" for n in range(1200)]
+    async with open_queue() as queue:
+        await queue.enqueue_many(names, task_ids=names)
+        before = stored.counts(), stored.states()
+        for starts in ([0] * 901, [*range(901)], [600] * 20):
+            doubts = [Doubt(name.encode(), b"twice") for name in names[300:1100]]
+            assert not any(words for words, _ in run(stored, calls.look(doubts, (starts, []))))
+            assert run(stored, calls.mend(doubts, 300, 60, (starts, []))).cut == (0, 0)
+        assert (stored.counts(), stored.states()) == before
+
+
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
 async def test_only_what_was_doubted_is_mended(open_queue: Any, stored: Stored) -> None:
     """What a first look has not found is left to the next check: nothing is believed that is seen once."""
     calls = Calls(Keys(stored.name))
