@@ -573,6 +573,71 @@ async def test_cut_out_of_the_head_and_the_middle(open_queue: Any, stored: Store
         assert Counter(left) == Counter(task_id.encode() for task_id in {*names})
 
 
+def crowd(where: str) -> tuple[list[str], list[str]]:
+    """Name many tasks, and say how they stand in a list with 901 copies of x among them."""
+    others = [f"t{n}" for n in range(36_000 if where == "apart" else 2000)]
+    copies = ["x"] * 901
+    match where:
+        case "left":
+            return others, copies + others
+        case "right":
+            return others, others + copies
+        case "amidst":
+            return others, others[:1000] + copies + others[1000:]
+        case _:
+            apart = [each for n in range(0, 36_000, 40) for each in ("x", *others[n : n + 40])]
+            return others, [*apart, "x"]
+
+
+@pytest.mark.parametrize("place", ["pending", "dequeueing"])
+@pytest.mark.parametrize("where", ["left", "right", "amidst", "apart"])
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_hundreds_of_copies(open_queue: Any, stored: Stored, where: str, place: str) -> None:
+    """Of 901 copies of an id exactly one is left, wherever they stand, when the report says that it was put right."""
+    others, listed = crowd(where)
+    async with open_queue() as queue:
+        await queue.enqueue_many([*others, "x"], task_ids=[*others, "x"])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key(place), *listed)
+        assert await found(queue) == {("x", "twice")}
+        report = await queue.check(repair=True, grace=SOON)
+        assert report.findings == [TorrelqueCheckFinding(TorrelqueDamage.TWICE, "x", repaired=True)]
+        assert stored.counts()[place] == Counter([*others, "x"])
+        assert await found(queue) == set()
+
+
+@pytest.mark.parametrize("repair", [False, True], ids=["look", "repair"])
+@pytest.mark.parametrize("where", ["left", "apart"])
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_scripts_read_a_bounded_part(open_queue: Any, stored: Stored, where: str, repair: bool) -> None:
+    """However many copies of an id there are, no script of a check reads more than a small part of a list."""
+    others, listed = crowd(where)
+    async with open_queue() as queue:
+        await queue.enqueue_many([*others, "x"], task_ids=[*others, "x"])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key("pending"), *listed)
+        with stored.admin.monitor() as monitor:
+            await queue.check(repair=repair, grace=SOON)
+            stored.admin.echo("end")
+            most, reads = read_by_scripts(monitor, len(listed))
+        assert reads > len(listed) / 300
+        assert most <= 1000
+
+
+def read_by_scripts(monitor: Any, length: int) -> tuple[int, int]:
+    """Say how many ids one script has read at most of a list that is so long, and how often scripts have read."""
+    reads = most = here = 0
+    while (seen := monitor.next_command())["command"] != "ECHO end":
+        if seen["client_type"] != "lua":
+            here = 0
+        elif seen["command"].upper().startswith("LRANGE "):
+            first, last = (int(index) for index in seen["command"].split()[-2:])
+            here += max(0, min(length, last + 1 if last >= 0 else length) - first)
+            reads += 1
+        most = max(most, here)
+    return most, reads
+
+
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
 async def test_a_place_that_is_named_often(open_queue: Any, stored: Stored) -> None:
     """An id that stands in a list once is not taken for another of itself, however often its place is named."""
