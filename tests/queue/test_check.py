@@ -325,9 +325,11 @@ async def test_a_structure_of_a_foreign_type(open_queue: Any, stored: Stored) ->
 
 
 async def test_a_queue_whose_name_goes_on(open_queue: Any, stored: Stored) -> None:
-    """The keys of a queue `q:task` look like states of `q`, and are none of its business."""
-    async with open_queue() as queue, open_queue(f"{stored.name}:task") as other:
-        await fill(other, Stored(stored.admin, f"{stored.name}:task"))
+    """The keys of a queue `q:task`, which others may have, look like states of `q`, and are none of its business."""
+    async with open_queue() as queue, open_queue(f"{stored.name}:other") as other:
+        await fill(other, Stored(stored.admin, f"{stored.name}:other"))
+        for key in stored.admin.keys(stored.key("other:*")):
+            stored.admin.rename(key, key.replace(b":other:", b":task:", 1))
         before = keyspace(stored.admin)
         assert (await queue.check(repair=True, grace=SOON)).findings == []
         assert keyspace(stored.admin) == before
