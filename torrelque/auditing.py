@@ -27,6 +27,8 @@ JUDGED, LISTED = 150, 300
 FIRST = 10
 #: So far before the place where an id was met it is looked for: somebody may have cut others out meanwhile.
 SLACK = 20
+#: So many of the places are kept where an id was met before: the last ones, to be told from the next.
+FEW = 3
 #: The types of the structures; ``none`` is an empty one.
 TYPES = {
     "pending": "list", "dequeueing": "list", "undequeued": "set", "working": "zset", "delayed": "zset", "tasks": "hash",
@@ -229,7 +231,9 @@ class Audit:
             there = [place - SLACK for place in places["dequeueing"].get(task_id, ())]
             cuts = await self._settle([self._doubtful(task_id)], (here, there) if pending else ([], here))
             if cut := cuts[0 if pending else 1]:
+                known.clear()  # what was left of it stands in this stretch, and is met again
                 return cut
+            places[walk.name][task_id] = set(sorted(known)[-FEW:])
         return 0
 
     async def _settle(self, doubts: list[Doubt], starts: Starts = ((), ())) -> tuple[int, int]:

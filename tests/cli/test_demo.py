@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from support import Server
 
 from torrelque import Torrelque, TorrelqueError, TorrelqueTaskState, TorrelqueTaskStatus, cli, open_server
 from torrelque.demo import files, producer
-from torrelque.demo.crew import loops, open_crew
+from torrelque.demo.crew import Crew, loops, open_crew
 from torrelque.demo.files import Digest, File, digest, find_files, mark_of
 from torrelque.demo.producer import Plan, run_demo
 from torrelque.demo.report import Job, Report, Run, Verdict, judge
@@ -301,6 +302,19 @@ async def test_killed_worker_held_a_task(server: Server, name: str) -> None:
 
 
 @pytest.mark.anyio
+async def test_asking_who_has_ended(server: Server, name: str) -> None:
+    """A worker that has died by itself cannot be asked for anything, which is told as what it is."""
+    async with open_crew(server.url, name, 2, lambda _: None) as crew:
+        first, second = crew.members
+        first.process.kill()
+        await first.ended.wait()
+        for _ in range(2):
+            with pytest.raises(TorrelqueError, match=r"worker \d+ .* has ended with exit code -9"):
+                await first.ask_to_freeze()
+        assert crew.choose_victim() is second
+
+
+@pytest.mark.anyio
 async def test_worker_rejects_what_it_cannot_read(server: Server, name: str, tmp_path: Path) -> None:
     """A file that is gone, or is none, is rejected with the reason."""
     async with Torrelque.from_url(server.url, queue=name) as queue, open_crew(server.url, name, 1, pytest.fail):
@@ -417,6 +431,31 @@ async def test_demo_finds_a_lost_task(folder: Path, server: Server, name: str, m
     found = await run_demo(Plan(str(folder), 2, server.url, name), ConsoleScreen(Console(file=StringIO())))
     assert not found.good
     assert found.verdicts == {Verdict.LOST: 2, Verdict.RIGHT: COUNT - 2}
+
+
+@pytest.mark.anyio
+async def test_demo_goes_on_when_a_worker_dies(
+    folder: Path, server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the last worker dies by itself another one is killed, every file is digested, and the death is told."""
+
+    @asynccontextmanager
+    async def lose_the_last(*arguments: Any) -> AsyncIterator[Crew]:
+        async with open_crew(*arguments) as crew:
+            crew.members[-1].process.kill()
+            await crew.members[-1].ended.wait()
+            yield crew
+
+    monkeypatch.setattr(producer, "open_crew", lose_the_last)
+    output = StringIO()
+    screen = ConsoleScreen(Console(file=output, width=200))
+    found = await run_demo(Plan(str(folder), 3, server.url, name), screen)
+    screen.show(found)
+    assert found.verdicts == {Verdict.RIGHT: COUNT}
+    assert not found.good
+    assert len(found.deserters) == 1
+    assert "has ended unexpectedly" in output.getvalue()
+    assert "killed with SIGKILL, tasks in hand" in output.getvalue()
 
 
 @pytest.mark.anyio

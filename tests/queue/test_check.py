@@ -325,9 +325,11 @@ async def test_a_structure_of_a_foreign_type(open_queue: Any, stored: Stored) ->
 
 
 async def test_a_queue_whose_name_goes_on(open_queue: Any, stored: Stored) -> None:
-    """The keys of a queue `q:task` look like states of `q`, and are none of its business."""
-    async with open_queue() as queue, open_queue(f"{stored.name}:task") as other:
-        await fill(other, Stored(stored.admin, f"{stored.name}:task"))
+    """The keys of a queue `q:task`, which others may have, look like states of `q`, and are none of its business."""
+    async with open_queue() as queue, open_queue(f"{stored.name}:other") as other:
+        await fill(other, Stored(stored.admin, f"{stored.name}:other"))
+        for key in stored.admin.keys(stored.key("other:*")):
+            stored.admin.rename(key, key.replace(b":other:", b":task:", 1))
         before = keyspace(stored.admin)
         assert (await queue.check(repair=True, grace=SOON)).findings == []
         assert keyspace(stored.admin) == before
@@ -571,6 +573,86 @@ async def test_cut_out_of_the_head_and_the_middle(open_queue: Any, stored: Store
         assert mended == Mended((2, 0), [b"twice"])
         left = stored.admin.lrange(stored.key("pending"), 0, -1)
         assert Counter(left) == Counter(task_id.encode() for task_id in {*names})
+
+
+def crowd(where: str) -> tuple[list[str], list[str]]:
+    """Name many tasks, and say how they stand in a list with 901 copies of x among them."""
+    others = [f"t{n}" for n in range(36_000 if where == "apart" else 2000)]
+    copies = ["x"] * 901
+    match where:
+        case "left":
+            return others, copies + others
+        case "right":
+            return others, others + copies
+        case "amidst":
+            return others, others[:1000] + copies + others[1000:]
+        case _:
+            apart = [each for n in range(0, 36_000, 40) for each in ("x", *others[n : n + 40])]
+            return others, [*apart, "x"]
+
+
+@pytest.mark.parametrize("place", ["pending", "dequeueing"])
+@pytest.mark.parametrize("where", ["left", "right", "amidst", "apart"])
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_hundreds_of_copies(open_queue: Any, stored: Stored, where: str, place: str) -> None:
+    """Of 901 copies of an id exactly one is left, wherever they stand, when the report says that it was put right."""
+    others, listed = crowd(where)
+    async with open_queue() as queue:
+        await queue.enqueue_many([*others, "x"], task_ids=[*others, "x"])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key(place), *listed)
+        assert await found(queue) == {("x", "twice")}
+        report = await queue.check(repair=True, grace=SOON)
+        assert report.findings == [TorrelqueCheckFinding(TorrelqueDamage.TWICE, "x", repaired=True)]
+        assert stored.counts()[place] == Counter([*others, "x"])
+        assert await found(queue) == set()
+
+
+@pytest.mark.parametrize("repair", [False, True], ids=["look", "repair"])
+@pytest.mark.parametrize("where", ["left", "apart"])
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_scripts_read_a_bounded_part(open_queue: Any, stored: Stored, where: str, repair: bool) -> None:
+    """However many copies of an id there are, no script of a check reads more than a small part of a list."""
+    others, listed = crowd(where)
+    async with open_queue() as queue:
+        await queue.enqueue_many([*others, "x"], task_ids=[*others, "x"])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key("pending"), *listed)
+        with stored.admin.monitor() as monitor:
+            await queue.check(repair=repair, grace=SOON)
+            stored.admin.echo("end")
+            most, reads = read_by_scripts(monitor, len(listed))
+        assert reads > len(listed) / 300
+        assert most <= 1000
+
+
+def read_by_scripts(monitor: Any, length: int) -> tuple[int, int]:
+    """Say how many ids one script has read at most of a list that is so long, and how often scripts have read."""
+    reads = most = here = 0
+    while (seen := monitor.next_command())["command"] != "ECHO end":
+        if seen["client_type"] != "lua":
+            here = 0
+        elif seen["command"].upper().startswith("LRANGE "):
+            first, last = (int(index) for index in seen["command"].split()[-2:])
+            here += max(0, min(length, last + 1 if last >= 0 else length) - first)
+            reads += 1
+        most = max(most, here)
+    return most, reads
+
+
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_a_place_that_is_named_often(open_queue: Any, stored: Stored) -> None:
+    """An id that stands in a list once is not taken for another of itself, however often its place is named."""
+    calls = Calls(Keys(stored.name))
+    names = [f"t{n}" for n in range(1200)]
+    async with open_queue() as queue:
+        await queue.enqueue_many(names, task_ids=names)
+        before = stored.counts(), stored.states()
+        for starts in ([0] * 901, [*range(901)], [600] * 20):
+            doubts = [Doubt(name.encode(), b"twice") for name in names[300:1100]]
+            assert not any(words for words, _ in run(stored, calls.look(doubts, (starts, []))))
+            assert run(stored, calls.mend(doubts, 300, 60, (starts, []))).cut == (0, 0)
+        assert (stored.counts(), stored.states()) == before
 
 
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)

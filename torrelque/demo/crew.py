@@ -78,8 +78,12 @@ class Member:
                 self.process.send_signal(number)
 
     async def ask_to_freeze(self) -> None:
-        """Make it stand still with the next task that it takes."""
-        await self._orders.send(FREEZE)
+        """Make it stand still with the next task that it takes.
+
+        :raises TorrelqueError: it has ended instead
+        """
+        with suppress(BrokenResourceError, ClosedResourceError):  # then it has ended, as is told below
+            await self._orders.send(FREEZE)
         await self.says("listening")
 
     async def kill_with_task(self, patience: CancelScope) -> bool:
@@ -111,6 +115,15 @@ class Crew:
     def deserters(self) -> list[Member]:
         """Who has ended without our doing."""
         return [member for member in self.members if member.ended.is_set() and not member.expected]
+
+    def choose_victim(self) -> Member:
+        """Name the worker that is to be killed: the last one that is at work.
+
+        :raises TorrelqueError: there is none
+        """
+        if not self.at_work:
+            raise TorrelqueError("No worker is left")
+        return self.at_work[-1]
 
     async def ready(self) -> None:
         """Wait until every worker is.

@@ -99,7 +99,7 @@ async def _work(queue: Torrelque, crew: Crew, files: list[File], screen: Screen)
     middle = len(files) // 2
     async with screen.live(run), _swept(queue):
         await _follow(queue, run, await _enqueue(queue, files[:middle]))
-        victim = crew.members[-1]
+        victim = crew.choose_victim()
         await victim.ask_to_freeze()
         rest = await _enqueue(queue, files[middle:])
         patience = CancelScope()

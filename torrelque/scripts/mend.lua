@@ -45,12 +45,15 @@ local function cut(list, places)
   end
 end
 
--- Leave the task in one place only, or in none.
+-- Leave the task in one place only, or in none. Places ascend; were one named twice, it would be one place still.
 local function leave(found, place)
   for name, list in pairs({ pending = pending, dequeueing = dequeueing }) do
     local at = found.at[list]
-    for n = 1, place == name and #at - 1 or #at do
-      table.insert(cuts[list], at[n])
+    local kept = place == name and at[#at]
+    for n, index in ipairs(at) do
+      if index ~= kept and index ~= at[n - 1] then
+        table.insert(cuts[list], index)
+      end
     end
   end
   if place ~= 'working' then

@@ -1,28 +1,33 @@
 -- seek: where ids stand in a list: anywhere in a short one, else from given indexes on.
 -- Ids that are looked for and not found are surely not there only if the list is short, or as `is_absent` says.
 local SHORT, NEAR = 500, 20000
+-- So far a window reaches at least: it begins before the place where an id was met, and has to reach beyond it.
+local NARROW = 50
 local windows = { [pending] = {}, [dequeueing] = {} }
 local lengths = { [pending] = redis.call('LLEN', pending), [dequeueing] = redis.call('LLEN', dequeueing) }
 local effort = 0
 
--- `starts` are indexes, ascending, as text with spaces between.
+-- `starts` are indexes, ascending, as text with spaces between; a window begins at each. Windows that overlap are read
+-- as one, so that no place is met twice, and all of them together are no longer than two short lists: the first ones.
 local function seek(list, starts)
-  local at, unread, count = windows[list], 0, 0
   if lengths[list] <= SHORT then
     starts = '0'
   end
+  local count = 0
   for _ in string.gmatch(starts, '%d+') do
     count = count + 1
   end
+  local at, unread, left = windows[list], 0, 2 * SHORT
+  local width = math.max(NARROW, math.floor(SHORT / math.max(1, count)))
   for start in string.gmatch(starts, '%d+') do
     local first = math.max(tonumber(start), unread)
-    unread = first + math.floor(SHORT / math.max(1, count))
-    if lengths[list] <= SHORT then
-      unread = SHORT
-    end
-    for i, id in ipairs(redis.call('LRANGE', list, first, unread - 1)) do
-      at[id] = at[id] or {}
-      table.insert(at[id], first + i - 1)
+    local behind = math.min(tonumber(start) + width, first + left)
+    if first < behind then
+      for i, id in ipairs(redis.call('LRANGE', list, first, behind - 1)) do
+        at[id] = at[id] or {}
+        table.insert(at[id], first + i - 1)
+      end
+      unread, left = behind, left - (behind - first)
     end
   end
 end
