@@ -29,6 +29,8 @@ FIRST = 10
 SLACK = 20
 #: So many of the places are kept where an id was met before: the last ones, to be told from the next.
 FEW = 3
+#: A list that ids were cut out of is walked again, until nothing is cut any more, but no more often than this.
+WALKS = 3
 #: The types of the structures; ``none`` is an empty one.
 TYPES = {
     "pending": "list", "dequeueing": "list", "undequeued": "set", "working": "zset", "delayed": "zset", "tasks": "hash",
@@ -191,16 +193,30 @@ class Audit:
         met: set[bytes] = set()
         places: Places = {name: {} for name in LISTS}
         for name in LISTS:
-            await self._judge_list(Walk(name), places, met)
+            for _ in range(WALKS):
+                places[name].clear()
+                # What is cut out moves some of the others, so where those stand is a guess until the next walk.
+                if not await self._judge_list(Walk(name), places, met):
+                    break
+        self._admit(places)
         # What the lists do not hold is in a place where it is found at once, or nowhere.
         await self._settle([self._doubtful(task_id) for task_id in self._doubts if task_id not in met])
         missing = [item for item in self._missing.items() if item[0] not in met]
         await self._settle([Doubt(task_id, b"orphan leftover", state) for task_id, state in missing])
 
+    def _admit(self, places: Places) -> None:
+        """Call nothing repaired that the last walk through a list has met in several places, and not cut out."""
+        for name in LISTS:
+            for task_id, known in places[name].items():
+                if len(known) > 1 and (task_id, TorrelqueDamage.TWICE) in self._findings:
+                    self._findings[task_id, TorrelqueDamage.TWICE] = False
+
     def _doubtful(self, task_id: bytes) -> Doubt:
         return Doubt(task_id, b" ".join(sorted(self._doubts[task_id])))
 
-    async def _judge_list(self, walk: Walk, places: Places, met: set[bytes]) -> None:
+    async def _judge_list(self, walk: Walk, places: Places, met: set[bytes]) -> bool:
+        """Settle what is doubtful in a list; returns whether anything was cut out of it."""
+        changed = False
         while True:
             begin = walk.begin
             page = await self._coalescer.run(self._calls.walk(walk.name, begin, LISTED, judge=False))
@@ -213,8 +229,9 @@ class Audit:
             met.update(task_id for task_id in page.ids if task_id in self._missing)
             if cut := await self._judge_stretch(walk, begin, at, places):
                 walk.go_back(begin, cut)
+                changed = True
             elif page.looked < LISTED:
-                return
+                return changed
 
     async def _judge_stretch(self, walk: Walk, begin: int, at: dict[bytes, list[int]], places: Places) -> int:
         """Settle what is doubtful in a stretch of a list; returns how many ids were cut out of the list, if any."""

@@ -608,6 +608,42 @@ async def test_hundreds_of_copies(open_queue: Any, stored: Stored, where: str, p
         assert await found(queue) == set()
 
 
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_copies_between_copies(open_queue: Any, stored: Stored) -> None:
+    """Also who stands before and behind hundreds of copies that are cut out is found, and left in one place."""
+    others, listed = crowd("apart")
+    listed = [*others[:2000], "y", *listed[2050:], "y"]
+    names = {*listed}
+    async with open_queue() as queue:
+        await queue.enqueue_many([*names], task_ids=[*names])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key("pending"), *listed)
+        expected = {("x", "twice"), ("y", "twice")}
+        assert await found(queue) == expected
+        assert await found(queue, repair=True) == expected
+        assert stored.counts()["pending"] == Counter(names)
+        assert await found(queue) == set()
+
+
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_half_a_repair_is_none(open_queue: Any, stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where some copies were cut out, and others could not be followed, nothing is said to be put right."""
+    monkeypatch.setattr("torrelque.auditing.WALKS", 1)
+    others, listed = crowd("apart")
+    listed = ["y", *others[:2000], "y", *listed[2050:], "y"]
+    names = {*listed}
+    async with open_queue() as queue:
+        await queue.enqueue_many([*names], task_ids=[*names])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key("pending"), *listed)
+        report = await queue.check(repair=True, grace=SOON)
+        assert {finding.task_id for finding in report.findings} == {"x", "y"}
+        assert report.left == [TorrelqueCheckFinding(TorrelqueDamage.TWICE, "y", repaired=False)]
+        assert stored.counts()["pending"]["y"] == 2
+        assert (await queue.check(repair=True, grace=SOON)).left == []
+        assert stored.counts()["pending"] == Counter(names)
+
+
 @pytest.mark.parametrize("repair", [False, True], ids=["look", "repair"])
 @pytest.mark.parametrize("where", ["left", "apart"])
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
