@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from .batching import Coalescer
 from .calls import Call, Verdict
 from .errors import TorrelqueLeaseLostError, TorrelqueLookupError, TorrelqueNotWorkingError
-from .model import TorrelqueTaskId
+from .model import Settled, TorrelqueTaskId
 
 logger = logging.getLogger("torrelque")
 
@@ -60,7 +60,9 @@ class Settler:
 
         :raises TorrelqueRedisError: Redis failed
         """
-        held = [(task_id, task_id._settled) for task_id in task_ids if isinstance(task_id, TorrelqueTaskId)]
+        held: list[tuple[TorrelqueTaskId, Settled]] = [
+            (task_id, task_id._settled) for task_id in task_ids if isinstance(task_id, TorrelqueTaskId)
+        ]
         for task_id, _ in held:
             task_id._settled = "sent"
         verdicts: list[Verdict] = []
