@@ -118,7 +118,7 @@ def _step(both: Both, calls: Calls, chance: random.Random) -> None:
         calls.enqueue([(chance.choice(IDS), b"")], 2, delay),
         calls.dequeue(chance.randrange(1, 4), 7, [i.encode() for i in chance.sample(IDS, chance.randrange(3))]),
         calls.dequeue(9, 7),
-        calls.dequeue(9, 7, giving_up=GivingUp(2, chance.choice((None, 5.0)), b"no more")),
+        calls.dequeue(9, 7, giving_up=GivingUp(2, chance.choice((None, 3600.0)), b"no more")),
         calls.requeue(task_id, delay, chance.choice((None, 3))),
         calls.release([(task_id, result), (chance.choice(IDS), None)], status, chance.choice((3600, 3600, None))),
         calls.dead_letters(chance.randrange(1, 4), chance.choice((None, (b"%.6f" % both.now, task_id.encode())))),
