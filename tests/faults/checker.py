@@ -261,6 +261,17 @@ def _add_settles(tasks: dict[str, _Task], call: Call) -> None:
         )
 
 
+def _time_has_passed(call: Call) -> bool:
+    """Whether a dequeue ended because its time had passed, with nothing, or with less than it wanted."""
+    if call.outcome == FAIL:
+        return bool(call.value == "TorrelqueTimeoutError")
+    if call.outcome != OK or call.completed is None:
+        return False
+    timeout = call.more.get("timeout")
+    late = timeout is not None and call.completed - call.invoked > (timeout - 0.001) * _SECOND
+    return not call.value or (late and len(call.value) < call.args)
+
+
 class Doubt:
     """When a claim that nobody saw may have been made: dequeues without an answer, and those whose time passed.
 
@@ -272,7 +283,7 @@ class Doubt:
         deaths = {event.about: event.at for event in events if event.kind == "kill"}
         spans: list[tuple[float, float]] = []
         for call in calls:
-            passed = (call.outcome, call.value) in ((FAIL, "TorrelqueTimeoutError"), (OK, []))
+            passed = call.op == "dequeue" and _time_has_passed(call)
             if call.op == "dequeue" and (call.outcome == UNKNOWN or passed):
                 end = call.completed or deaths.get(call.process, math.inf)
                 begin = max(call.invoked, end - _UNDER_WAY * _SECOND) if passed else call.invoked

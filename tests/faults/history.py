@@ -8,7 +8,7 @@ outcome is unknown; so is that of any call which failed, unless it is sure that 
         with recorder.call("enqueue", [(task_id, digest(payload))]) as call:
             call.ok([(await queue.enqueue(payload, task_id=task_id)).deduplicated])
 
-What is asked and told, by operation (``more`` is for the reader of a figure, but for ``lease``):
+What is asked and told, by operation (``more`` is for the reader of a figure, but for ``lease`` and ``timeout``):
 
 ===========  ======================================  ==========================================================
 enqueue      ``[(id, digest), ...]``                 deduplicated of each, or nothing

@@ -254,6 +254,14 @@ def test_who_leaves_before_its_claim_is_answered(outcome: str, value: Any) -> No
     assert story.call(1, "w2", "dequeue", 1, outcome, value, took=2).kinds() == []
 
 
+@pytest.mark.parametrize(("wanted", "took", "kinds"), [(2, 2, []), (2, 1, ["unseen claim"]), (1, 2, ["unseen claim"])])
+def test_who_leaves_with_some(wanted: int, took: float, kinds: list[str]) -> None:
+    """So may that of a claim for who went with less than it wanted, if its time had passed."""
+    story = Story().enqueue(0).deliver(5, 2).settle(5.1, "release", 2).enqueue(0, task="u")
+    story.deliver(6, 2, "w3", task="u").call(1, "w2", "dequeue", wanted, OK, [("u", 1, "d")], took=took, timeout=2)
+    assert story.call(7, "w3", "release", [("u", 2)]).kinds() == kinds
+
+
 def test_token() -> None:
     """The same number twice, or a smaller one later."""
     story = Story().enqueue(0).deliver(1, 1).deliver(4, 1, "w2").settle(4.1, "release", 1, "w2")

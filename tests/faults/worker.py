@@ -123,7 +123,7 @@ class Worker:
         with anyio.CancelScope() as wait:
             self._waits.add(wait)
             try:
-                with self._recorder.call("dequeue", wanted) as call:
+                with self._recorder.call("dequeue", wanted, timeout=5) as call:
                     taken: Any = await self._queue.dequeue(5, max_tasks=wanted)
                     tasks = [taken] if wanted == 1 else taken
                     call.ok([(*token(task_id), digest(body)) for task_id, body in tasks])
@@ -214,7 +214,7 @@ class WireWorker:
 
     def _take(self) -> list[Any]:
         wanted = self._plan.wanted(self._orders.batch)
-        with self._recorder.call("dequeue", wanted) as call:
+        with self._recorder.call("dequeue", wanted, timeout=1) as call:
             request = pb.DequeueRequest(queue=self._orders.queue, max_tasks=wanted, timeout=seconds(1))
             tasks = list(self._stub.Dequeue(request, timeout=DEADLINE).tasks)
             call.ok([(task.task_id, task.dequeue_count, digest(task.payload.data)) for task in tasks])

@@ -272,7 +272,7 @@ class Program:
 
     async def _dequeue(self, timeout: float | None, count: int, patience: float | None) -> tuple[str, Any]:
         asked = trio.current_time()
-        noted = self._begin("dequeue", count)
+        noted = self._begin("dequeue", count, timeout=timeout)
         outcome, value = await self._call(
             f"dequeue {timeout}", lambda: self.queue.dequeue(timeout, max_tasks=count), patience
         )
