@@ -27,6 +27,8 @@ MAX_CREDIT = 10_000
 MAX_DELIVERY = 250
 #: So many seconds before the end of the grace a stream is ended.
 _EARLY = 0.5
+#: So many seconds a client that has said all has for reading what is being written.
+_LAST = 1.0
 #: About so many seconds between two tries to take tasks while Redis is away.
 _PAUSE = 0.5
 
@@ -139,10 +141,17 @@ class Stream:
                     if self._progress:
                         group.start_soon(self._make_progress, max(self._progress, MIN_PROGRESS))
                     await self._read_all()
-                    group.cancel_scope.cancel()
+                    await self._end(group.cancel_scope)
         finally:
             if self._policy == pb.DISCONNECT_POLICY_REQUEUE:
                 give_back(self._visit, [held.task_id for held in self.credit.held.values()])
+
+    async def _end(self, scope: anyio.CancelScope) -> None:
+        """End the work for the stream, but not amid a write: what the client has read by then would go back."""
+        with anyio.move_on_after(_LAST):
+            async with self._writing:
+                scope.cancel()
+        scope.cancel()
 
     def _begin_draining(self) -> None:
         self._draining = True

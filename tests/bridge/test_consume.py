@@ -156,6 +156,27 @@ def test_the_end_keeps_the_lease(client: Client, policy: str, how: str) -> None:
     client.release(task.task_id, dequeue_count=1)
 
 
+def test_what_was_read_at_the_end_stays_leased(client: Client) -> None:
+    """Who half-closes while tasks pour in has what it reads until the end: none of that is given back."""
+    batch = pb.BatchEnqueueRequest(queue=client.queue, tasks=[pb.TaskSpec(payload=pb.Payload(data=b"x"))] * 40)
+    for _ in range(150):
+        client.stub.BatchEnqueue(batch)
+        with consuming(client, max_outstanding_tasks=1) as stream:
+            stream.opened()
+            tasks = list(stream.next().delivery.tasks)
+            stream.send(credit=pb.ConsumeCredit(max_outstanding_tasks=40))
+            stream.half_close()
+            for response in stream.call:
+                tasks += response.delivery.tasks
+        assert stream.call.code() is grpc.StatusCode.OK
+        until(lambda: client.stats().tasks == client.stats().pending + client.stats().working)
+        assert client.stats().working == len(tasks)
+        settled = [release(task) for task in tasks]
+        assert (
+            list(client.stub.BatchRelease(pb.BatchReleaseRequest(queue=client.queue, settlements=settled)).errors) == []
+        )
+
+
 @pytest.mark.parametrize("how", ["cancel", "half-close"])
 def test_the_end_requeues(client: Client, how: str) -> None:
     """Under the other policy it goes back at once, with a number that is used up, so the first worker is fenced."""
