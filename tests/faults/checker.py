@@ -191,7 +191,8 @@ class _Task:
     enqueues: list[_Enqueue] = field(default_factory=list)
     deliveries: list[_Delivery] = field(default_factory=list)
     settles: list[_Settle] = field(default_factory=list)
-    given_up: int = 0
+    given_up: list[float] = field(default_factory=list)
+    """When the server has done so."""
     revived: int = 0
 
     def releases(self, *outcomes: str) -> list[_Settle]:
@@ -206,7 +207,7 @@ class _Task:
         """Tell whether the task may have begun again after its end, as a dead letter or as an id that was used anew."""
         if self.revived:
             return True
-        released = min((settle.invoked for settle in self.releases(OK, UNKNOWN)), default=math.inf)
+        released = min([*(settle.invoked for settle in self.releases(OK, UNKNOWN)), *self.given_up], default=math.inf)
         able = [e for e in self.enqueues if e.outcome == UNKNOWN or e.added]
         return any(enqueue.completed > released for enqueue in able) and len(able) > 1
 
@@ -224,8 +225,10 @@ def _group(calls: Iterable[Call]) -> dict[str, _Task]:
                 _add_settles(tasks, call)
             case "give up" | "revive":
                 for task_id, _ in call.args:
-                    tasks[task_id].given_up += call.op == "give up"
-                    tasks[task_id].revived += call.op == "revive"
+                    if call.op == "give up":
+                        tasks[task_id].given_up.append(call.invoked)
+                    else:
+                        tasks[task_id].revived += 1
     for task in tasks.values():
         task.deliveries.sort(key=lambda delivery: (delivery.token or 0, delivery.completed))
     return tasks
@@ -369,7 +372,7 @@ class _Judge:
     def _judge_loss(self, task_id: str, task: _Task) -> None:
         """I1: what was accepted is done, or may be done, or is there."""
         counts, accepted = self._findings.counts, any(enqueue.outcome == OK for enqueue in task.enqueues)
-        done = bool(task.releases(OK)) or task.given_up > 0 or task_id in self._final.results
+        done = bool(task.releases(OK)) or bool(task.given_up) or task_id in self._final.results
         counts["enqueued"] += accepted
         counts["released"] += bool(task.releases(OK))
         there = done or bool(task.releases(UNKNOWN)) or task_id in self._live

@@ -137,6 +137,8 @@ def test_given_up() -> None:
     story = done().settle(2, "revive", 1, "server").deliver(3, 2).settle(3.1, "release", 2)
     assert story.kinds() == []
     assert story.settle(3.2, "release", 2).kinds() == ["settled twice"]
+    story = Story().enqueue(0).deliver(1, 1).settle(4, "give up", 1, "server").enqueue(5).deliver(6, 1, "w2")
+    assert story.settle(6.1, "release", 1, "w2").kinds() == []
 
 
 def test_requeued() -> None:
