@@ -81,8 +81,10 @@ async def serve(settings: Settings, *, task_status: TaskStatus[Running] = anyio.
             finally:
                 stop.ask()
     except BaseExceptionGroup as errors:
-        # One error leaves as it came.
-        failure = errors.exceptions[0] if len(errors.exceptions) == 1 else errors
+        failure = errors
+        # One error leaves as it came, also out of the groups inside of the server.
+        while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
     if failure is not None:
         raise failure
 
@@ -126,9 +128,16 @@ async def running(settings: Settings | None = None) -> AsyncGenerator[Running]:
     :returns: the :class:`Running` server, with the addresses that were bound
     :raises SettingsError: it cannot listen, or a file cannot be used
     """
-    async with anyio.create_task_group() as group:
-        server = await group.start(serve, settings or Settings())
-        try:
-            yield server
-        finally:
-            group.cancel_scope.cancel()
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as group:
+            server = await group.start(serve, settings or Settings())
+            try:
+                yield server
+            finally:
+                group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        # The same; a group that the body has raised is one error here.
+        failure = errors.exceptions[0] if len(errors.exceptions) == 1 else errors
+    if failure is not None:
+        raise failure

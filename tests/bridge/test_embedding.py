@@ -127,18 +127,39 @@ def test_in_an_asyncio_task_group(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_cannot_start(tmp_path: Path, backend: str) -> None:
-    """A port in use is raised in the task group, as itself."""
+    """A port in use is raised as itself, by `running` and by `serve`."""
     program = """
         async def main():
             async with grpc_server.running(settings()) as server:
+                taken = settings(listen=(server.address,))
                 try:
-                    async with grpc_server.running(settings(listen=(server.address,))):
+                    async with grpc_server.running(taken):
                         print("started")
-                except* grpc_server.SettingsError as errors:
+                except grpc_server.SettingsError:
+                    print("refused")
+                try:
+                    await grpc_server.serve(taken)
+                except grpc_server.SettingsError:
                     print("refused")
         anyio.run(main, backend=sys.argv[1])
     """
-    assert run(tmp_path, program, backend) == "refused\n"
+    assert run(tmp_path, program, backend) == "refused\nrefused\n"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_error_of_the_body(tmp_path: Path, backend: str) -> None:
+    """What the body of `running` raises comes out as it was raised, be it one error or a group."""
+    program = """
+        async def main():
+            for error in (KeyError("mine"), ExceptionGroup("mine", [KeyError("one")])):
+                try:
+                    async with grpc_server.running(settings()):
+                        raise error
+                except Exception as raised:
+                    print(repr(raised))
+        anyio.run(main, backend=sys.argv[1])
+    """
+    assert run(tmp_path, program, backend) == "KeyError('mine')\nExceptionGroup('mine', [KeyError('one')])\n"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
