@@ -205,10 +205,12 @@ func (c *consumer) disconnected(life context.Context) {
 }
 
 func (c *consumer) receive(life context.Context, response *pb.ConsumeResponse) {
+	if response.GetOpened() == nil {
+		c.delays.reset() // only now: a server that opens streams to drop them is not to be asked ten times a second
+	}
 	switch said := response.GetResponse().(type) {
 	case *pb.ConsumeResponse_Opened:
 		c.link.opened = true
-		c.delays.reset()
 		c.out.print(openedEvent{"opened", said.Opened.GetConsumerId()})
 	case *pb.ConsumeResponse_Delivery:
 		for _, task := range said.Delivery.GetTasks() {

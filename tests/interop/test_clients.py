@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue as queues
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +234,50 @@ def test_bad_arguments(bridge: Process, queue: str, language: str) -> None:
         with running(language, bridge.address, queue, *options) as program:
             assert program.end() == 2, (options, program.events)
             assert program.complaints
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_pauses_grow(queue: str, language: str) -> None:
+    """While Redis is away, and each stream ends as soon as it is open, a consumer asks ever less often."""
+    nobody = f"redis://127.0.0.1:{_free_port()}"
+    with (
+        serving("--redis", nobody) as server,
+        running(language, server.address, queue, "consume") as consumer,
+    ):
+        pauses = [consumer.event("reconnecting")["delay"] for _ in range(6)]
+        assert consumer.named("opened")
+    assert pauses[0] < 0.2
+    assert pauses[5] > 1
+
+
+class Mute(grpc.GenericRpcHandler):
+    """Takes calls and never says a word, while its connections answer pings: as a proxy does whose server hangs."""
+
+    def __init__(self) -> None:
+        self.calls: queues.SimpleQueue[str] = queues.SimpleQueue()
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        self.calls.put(details.method)
+        return grpc.unary_stream_rpc_method_handler(self._wait)
+
+    def _wait(self, _: bytes, call: grpc.ServicerContext) -> Any:
+        ended = threading.Event()
+        call.add_callback(ended.set)
+        ended.wait()
+        yield from ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_watch_that_hears_nothing(language: str) -> None:
+    """A watch on which not even progress comes is given up, and opened anew."""
+    mute = Mute()
+    server = grpc.server(ThreadPoolExecutor(4), handlers=[mute])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with running(language, f"127.0.0.1:{port}", "q", "watch", "task"):
+            assert mute.calls.get(timeout=20).endswith("/Watch")
+            assert mute.calls.get(timeout=60).endswith("/Watch")
+    finally:
+        server.stop(None).wait()

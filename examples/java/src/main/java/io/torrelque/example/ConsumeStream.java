@@ -29,6 +29,9 @@ final class ConsumeStream implements ClientResponseObserver<ConsumeRequest, Cons
     interface Listener {
         void opened(String consumerId);
 
+        /** Something was said after that. */
+        void working();
+
         void delivered(Task task);
 
         void confirmed(Settlement settlement);
@@ -146,6 +149,9 @@ final class ConsumeStream implements ClientResponseObserver<ConsumeRequest, Cons
             return;
         }
         heard();
+        if (!response.hasOpened()) {
+            listener.working();
+        }
         switch (response.getResponseCase()) {
             case OPENED -> listener.opened(response.getOpened().getConsumerId());
             case DELIVERY -> response.getDelivery().getTasksList().forEach(listener::delivered);

@@ -91,8 +91,12 @@ final class Consumer implements ConsumeStream.Listener {
     @Override
     public void opened(String consumerId) {
         Events.print(new Events.Opened(consumerId));
-        backoff.reset();
         hands.settleOn(stream);
+    }
+
+    @Override
+    public void working() {
+        backoff.reset(); // only now: a server that opens streams to drop them is not to be asked ten times a second
     }
 
     @Override

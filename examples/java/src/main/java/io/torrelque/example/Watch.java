@@ -4,6 +4,7 @@ import com.google.gson.JsonElement;
 import com.google.gson.JsonParseException;
 import com.google.gson.JsonPrimitive;
 import io.grpc.Context;
+import io.grpc.Context.CancellableContext;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.torrelque.v1.Payload;
@@ -14,16 +15,20 @@ import io.torrelque.v1.WatchRequest;
 import java.io.IOException;
 import java.time.Duration;
 import java.util.Optional;
+import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 
 /** Follows a task to its final state, over as many streams as it takes. */
 final class Watch {
+    private static final Duration LONGEST_SILENCE = Client.PROGRESS_INTERVAL.multipliedBy(3);
+
     private final Client client;
     private final String taskId;
     private final Optional<Duration> timeout;
     private final int mostStates;
     private final long begin = System.nanoTime();
     private final Backoff backoff = new Backoff();
+    private final Loop timers = new Loop(Throwable::printStackTrace);
 
     /** The place to go on from, whatever becomes of the stream. */
     private WatchCursor cursor;
@@ -50,7 +55,7 @@ final class Watch {
         while (true) {
             try (var context = Context.current().withCancellation()) {
                 // To leave the context cancels the call, should it still be there.
-                context.run(this::readStream);
+                context.run(() -> readStream(context));
                 if (states == mostStates) {
                     Events.print(new Events.Cancelled());
                 }
@@ -69,7 +74,7 @@ final class Watch {
     }
 
     /** Ends when the server has sent all, or when we have seen enough. */
-    private void readStream() {
+    private void readStream(CancellableContext context) {
         var stub = client.blocking();
         var request = WatchRequest.newBuilder()
                 .setQueue(client.queue())
@@ -85,7 +90,10 @@ final class Watch {
             stub = stub.withDeadlineAfter(left.plusSeconds(5).toNanos(), TimeUnit.NANOSECONDS);
         }
         var responses = stub.watch(request.build());
+        var silence = patience(context);
         while (states < mostStates && responses.hasNext()) {
+            silence.cancel(false);
+            silence = patience(context);
             var response = responses.next();
             backoff.reset();
             if (response.hasCursor()) {
@@ -95,6 +103,12 @@ final class Watch {
                 show(response.getState());
             }
         }
+    }
+
+    /** Gives up a stream on which not even progress comes: it is dead, whatever its connection says. */
+    private Future<?> patience(CancellableContext context) {
+        var silent = Status.UNAVAILABLE.withDescription("the stream was silent for too long").asRuntimeException();
+        return timers.after(LONGEST_SILENCE, () -> context.cancel(silent));
     }
 
     private void show(TaskState state) {
