@@ -65,7 +65,9 @@ class Torrelque:
 
     ``async with Torrelque(client) as queue:`` opens the task group that owns everything the queue does in the
     background; once for each object. Leaving it waits up to a second for what is under way. With
-    :class:`redis.asyncio.Redis` on asyncio the methods of the published package 0.9 also work without entering.
+    :class:`redis.asyncio.Redis` on asyncio the methods of the published package 0.9 also work without entering; with
+    other clients calls raise :exc:`TorrelqueError` until then. Once the queue was left they raise
+    :exc:`TorrelqueClosedError`.
 
     The attributes below are defaults, which a subclass or an instance may set.
 
@@ -137,7 +139,7 @@ class Torrelque:
         :param queue: name of the queue, as for :class:`Torrelque`
         :param serialiser: as for :class:`Torrelque`
         :param durability: as for :class:`Torrelque`
-        :param client_options: passed to :meth:`coredis.Redis.from_url`
+        :param client_options: passed to :meth:`coredis.Redis.from_url`, which passes over names that it does not know
         :returns: the queue, not entered yet; no connection has been made
         :raises TorrelqueValueError: the URL cannot be used, or the name is not allowed
         :raises TorrelqueTypeError: an argument has the wrong type
@@ -267,7 +269,7 @@ class Torrelque:
         :param task_ids: one for each task, as for :meth:`enqueue`; random by default
         :returns: the ids, in the order of the tasks; ``deduplicated`` of each as for :meth:`enqueue`
         :raises TorrelqueValueError: an argument is out of range, or there is not one id for each task
-        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueTypeError: as for :meth:`enqueue`
         :raises TorrelqueRedisError: Redis failed
         """
         lease = self._lease() if task_timeout is None else checks.positive_seconds("task_timeout", task_timeout)
@@ -363,6 +365,8 @@ class Torrelque:
         :param pipeline: the client's pipeline to queue the call on; it takes effect when that is executed, and what
             it finds is in the pipeline's results
         :param strict: raise what is otherwise logged as a warning when nothing could be done
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueRedisError: Redis failed
         :raises TorrelqueLookupError: (strict) there is no such task
         :raises TorrelqueNotWorkingError: (strict) nobody holds the task
@@ -401,6 +405,9 @@ class Torrelque:
             it finds is in the pipeline's results
         :param strict: raise what is otherwise logged as a warning when nothing could be done
         :raises TorrelqueError: ``Invalid status for released task: N``
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type, or the serialiser did not return bytes; errors that
+            the serialiser raises pass through
         :raises TorrelqueRedisError: Redis failed
         :raises TorrelqueLookupError: (strict) there is no such task
         :raises TorrelqueNotWorkingError: (strict) nobody holds the task
@@ -436,7 +443,7 @@ class Torrelque:
         :returns: for each task ``None``, or the error that a strict :meth:`release` would have raised, which is logged
             as a warning too
         :raises TorrelqueValueError: an argument is out of range, or there is not one result for each task
-        :raises TorrelqueTypeError: an argument has the wrong type
+        :raises TorrelqueTypeError: as for :meth:`release`
         :raises TorrelqueError: ``Invalid status for released task: N``
         :raises TorrelqueRedisError: Redis failed
         """
@@ -462,6 +469,8 @@ class Torrelque:
             whoever holds it
         :param task_timeout: the length, seconds, at least 0.001; the task's own by default
         :returns: when the lease now ends, unix time in seconds by the clock of Redis
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueRedisError: Redis failed
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueNotWorkingError: nobody holds the task
@@ -497,7 +506,9 @@ class Torrelque:
         :param task_timeout: seconds of each extension, at least 0.001; the task's own length by default
         :returns: a context manager, whose value is the cancel scope around the body
         :raises TorrelqueLookupError: the lease was lost, and the body was cancelled or did not begin
-        :raises TorrelqueTypeError: the id is not the one that ``dequeue`` returned
+        :raises TorrelqueRedisError: half of the lease had passed, so it was to be extended first, and Redis failed
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type, or the id is not one that ``dequeue`` returned
         """
         if not isinstance(task_id, TorrelqueTaskId):
             raise TorrelqueTypeError(f"task_id must be the one that dequeue returned: {checks.shown(task_id)}")
@@ -518,6 +529,8 @@ class Torrelque:
 
         :param task_id: the task
         :returns: its state
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueLookupError: there is no such task, or its result was not kept, or no longer
         :raises TorrelqueDecodeError: the result cannot be read
         :raises TorrelqueRedisError: Redis failed
@@ -654,6 +667,8 @@ class Torrelque:
         :param task_id: the task
         :param timeout: seconds for the whole watch; without limit by default
         :returns: an asynchronous iterator of states, the last one included
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueNotificationsError: ``Redis notify-keyspace-events must include KA or Kgh``
         :raises TorrelqueLookupError: there is no such task
         :raises TorrelqueTimeoutError: the time has passed
@@ -697,6 +712,8 @@ class Torrelque:
 
         :param interval: seconds, at least 0.001; ``self.sweep_interval`` by default
         :param task_status: told that the sweep has begun; ``start`` of a task group or nursery gives it
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         :raises TorrelqueClosedError: the queue was left
         """
         seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
@@ -708,6 +725,8 @@ class Torrelque:
         """Sweep in the background from now on, as :meth:`run_sweep` does; replaces what was scheduled before.
 
         :param interval: seconds, at least 0.001; ``self.sweep_interval`` by default
+        :raises TorrelqueValueError: an argument is out of range
+        :raises TorrelqueTypeError: an argument has the wrong type
         """
         seconds = checks.positive_seconds("interval", self.sweep_interval if interval is None else interval)
         self._check_open()

@@ -302,6 +302,9 @@ def test_urls() -> None:
     for junk in (None, 1, b"redis://localhost", object(), Mute()):
         with pytest.raises(TorrelqueTypeError, match="url"):
             Torrelque.from_url(junk)
+    for url in ("redis://localhost", "redis+sentinel://localhost/jobs", "redis+cluster://localhost"):
+        with pytest.raises(TorrelqueTypeError, match="client_options"):
+            Torrelque.from_url(url, max_connections=SECRET)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support.bad_input import CASES, Case
 
 import torrelque
 from torrelque import Torrelque, errors, model
@@ -62,6 +63,14 @@ def test_methods_are_documented(name: str) -> None:
     for parameter in inspect.signature(method).parameters.values():
         if parameter.name not in {"self", "queue", "serialiser", "task_status"}:
             assert f":param {parameter.name}:" in text, parameter.name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.what}-{case.parameter}")
+def test_refusals_are_documented(case: Case) -> None:
+    """A method that refuses values or types of a parameter says that it raises these errors."""
+    text = inspect.getdoc(getattr(Torrelque, case.what)) or ""
+    assert not case.values or ":raises TorrelqueValueError:" in text
+    assert not case.types or ":raises TorrelqueTypeError:" in text
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -84,9 +84,10 @@ def open_url(target: Target, options: dict[str, Any]) -> CoredisDriver:
     """Make the driver of a client for *target*, opened and closed with the driver."""
     try:
         client = coredis.Redis.from_url(target.url, retry_policy=NoRetryPolicy(), **options)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError) as error:
         # What coredis says repeats the value, and a URL may hold secrets anywhere.
-        raise TorrelqueValueError("url or client_options hold a setting that coredis cannot read") from None
+        kind = TorrelqueTypeError if isinstance(error, TypeError) else TorrelqueValueError
+        raise kind("url or client_options hold a setting that coredis cannot read") from None
     settings = client.connection_pool.connection_kwargs
     places = [Place(host, port) for host, port in target.places]
     if target.kind == "sentinel":
