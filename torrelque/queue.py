@@ -135,7 +135,8 @@ class Torrelque:
 
         :param url: ``redis://[user:password@]host[:port][/db]``, ``rediss://...`` or ``unix:///path[?db=0]``;
             ``redis+sentinel://[user:password@]host[:port],.../service[/db]`` for the primary that sentinels tell of;
-            ``redis+cluster://[user:password@]host[:port],...`` for a cluster; both also with ``rediss+``
+            ``redis+cluster://[user:password@]host[:port],...`` for a cluster; both also with ``rediss+``. What is
+            special in a user, a password or a path is written as ``%`` escapes
         :param queue: name of the queue, as for :class:`Torrelque`
         :param serialiser: as for :class:`Torrelque`
         :param durability: as for :class:`Torrelque`

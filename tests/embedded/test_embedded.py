@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
+from torrelque import Torrelque
 from torrelque.embedded import open_server
 from torrelque.errors import TorrelqueError, TorrelqueTypeError, TorrelqueValueError
 
@@ -227,6 +228,17 @@ async def test_has_a_strange_data_directory(tmp_path: Path) -> None:
     async with open_server(str(place)) as url:
         assert await ask(url, "GET k") == [b"$1", b"v"]
     assert not (place / "server.pid").exists()
+
+
+async def test_has_a_strange_temporary_directory(temp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks and the like in the name of the temporary directory keep a queue from nothing."""
+    strange = temp / "a b%41#é"
+    strange.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(strange))
+    async with open_server() as url, Torrelque.from_url(url) as queue:
+        await queue.enqueue("t")
+        assert (await queue.dequeue(1))[1] == "t"
+    strange.rmdir()
 
 
 async def test_has_a_long_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

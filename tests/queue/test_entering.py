@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import anyio
 import pytest
@@ -38,6 +39,20 @@ async def test_from_url(server: Server, pair: Pair, name: str) -> None:
     with anyio.fail_after(10):
         while len(server.admin.client_list()) > before:
             await anyio.sleep(0.01)
+
+
+async def test_from_url_with_escapes(server: Server, admin: Redis, pair: Pair, name: str) -> None:
+    """A user and a password stand in a URL as any text does: what is special there is escaped."""
+    user, password = f"{name}@b", "p@ss/w:rd%41#?"
+    admin.acl_setuser(user, enabled=True, passwords=[f"+{password}"], keys=["*"], channels=["*"], categories=["+@all"])
+    place = urlsplit(server.url)
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    try:
+        async with Torrelque.from_url(place._replace(netloc=f"{login}@{place.netloc}").geturl(), queue=name) as queue:
+            await queue.enqueue("t")
+            assert (await queue.dequeue(1))[1] == "t"
+    finally:
+        admin.acl_deluser(user)
 
 
 @pytest.mark.parametrize("url", ["redis://\xe4..b:6379", "redis+sentinel://\xe4..b/jobs", "redis+cluster://\xe4..b"])

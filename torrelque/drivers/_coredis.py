@@ -83,6 +83,7 @@ def is_coredis(client: Any) -> bool:
 def open_url(target: Target, options: dict[str, Any]) -> CoredisDriver:
     """Make the driver of a client for *target*, opened and closed with the driver."""
     try:
+        options = {"decode_components": True, **options}
         client = coredis.Redis.from_url(target.url, retry_policy=NoRetryPolicy(), **options)
     except (ValueError, KeyError, TypeError) as error:
         # What coredis says repeats the value, and a URL may hold secrets anywhere.
