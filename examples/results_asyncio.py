@@ -22,10 +22,13 @@ async def worker(queue: Torrelque) -> None:
 async def call(queue: Torrelque, number: int) -> TorrelqueTaskState:
     """Enqueue one task and wait for its end. A repeat of the call with the same number is the same task."""
     task_id = await queue.enqueue(number, task_id=f"square-{number}")
-    async for state in queue.watch(task_id, timeout=10):
+    final = None
+    async for state in queue.watch(task_id, timeout=10):  # to its end: a loop that is left before has to close it
         if state.status.isfinal():
-            return state
-    raise LookupError(f"the result of {task_id} was not kept")
+            final = state
+    if final is None:
+        raise LookupError(f"the result of {task_id} was not kept")
+    return final
 
 
 async def main() -> None:

@@ -10,7 +10,14 @@ from contextlib import suppress
 
 import trio
 
-from torrelque import Torrelque, TorrelqueRedisError, TorrelqueTaskStatus, open_server
+from torrelque import (
+    Torrelque,
+    TorrelqueLookupError,
+    TorrelqueRedisError,
+    TorrelqueTaskId,
+    TorrelqueTaskStatus,
+    open_server,
+)
 
 ATTEMPTS = 3
 
@@ -23,26 +30,34 @@ async def fetch(url: str) -> str:
     return f"{len(url)} bytes"
 
 
+async def settle(name: str, queue: Torrelque, task_id: TorrelqueTaskId, url: str) -> None:
+    """Do one task: release it with its result, or give it back for another attempt, or reject it in the end."""
+    try:
+        result = await fetch(url)
+    except OSError as error:
+        if task_id.dequeue_count < ATTEMPTS:
+            await queue.requeue(task_id, delay=0.05 * 2**task_id.dequeue_count)
+        else:
+            await queue.release(task_id, status=TorrelqueTaskStatus.REJECTED, result=str(error))
+    else:
+        print(f"{name}: {url} has {result}")
+        await queue.release(task_id, result=result)
+
+
 async def worker(name: str, queue: Torrelque) -> None:
     """Take tasks until cancelled. A task in hand at that moment goes back to the queue at once."""
     while True:
         task_id, url = await queue.dequeue()
         try:
             async with queue.lease(task_id):
-                result = await fetch(url)
-        except OSError as error:
-            if task_id.dequeue_count < ATTEMPTS:
-                await queue.requeue(task_id, delay=0.05 * 2**task_id.dequeue_count)
-            else:
-                await queue.release(task_id, status=TorrelqueTaskStatus.REJECTED, result=str(error))
+                await settle(name, queue, task_id, url)
+        except TorrelqueLookupError:
+            print(f"{name}: somebody else has {url} by now")
         except trio.Cancelled:
             # Shielded, for we are cancelled, and bounded, for the server may be away.
             with trio.move_on_after(1, shield=True), suppress(TorrelqueRedisError):
                 await queue.requeue(task_id)
             raise
-        else:
-            print(f"{name}: {url} has {result}")
-            await queue.release(task_id, result=result)
 
 
 async def main() -> None:
