@@ -26,6 +26,9 @@ def _end_with_supervisor() -> None:
 
 def main() -> int:
     """Serve; returns the exit code."""
+    if len(sys.argv) > 1 or sys.stdin.isatty():
+        sys.stderr.write("torrelque: error: this is what `torrelque serve --workers` starts: run `torrelque serve`\n")
+        return 2
     settings, log = told(sys.stdin.readline())
     start_logging(log)
     _end_with_supervisor()

@@ -41,6 +41,15 @@ def instances(address: str, queue: str) -> set[str]:
     return found
 
 
+def test_called_by_hand() -> None:
+    """Who calls what a supervisor starts is told what to call, and does not wait for settings that nobody sends."""
+    command = [sys.executable, "-m", "grpc_server", "--help"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("torrelque: error: ")
+    assert "run `torrelque serve`" in done.stderr
+
+
 def test_all_serve(storage: str, queue: str) -> None:
     """Connections are spread over the workers, and one that was killed is replaced while the other serves on."""
     with serving("--redis", storage, "--workers", "2") as process:
