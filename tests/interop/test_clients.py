@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 from faults.proxy import DOWN, Cut, Http2Frame, Rule, faulty
 from support.bridge import ROOT, Client, Process, connect, seconds, serving
 from support.clients import LANGUAGES, run, running
@@ -281,3 +282,44 @@ def test_a_watch_that_hears_nothing(language: str) -> None:
             assert mute.calls.get(timeout=60).endswith("/Watch")
     finally:
         server.stop(None).wait()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tls_and_a_token(
+    storage: str, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
+    """With --ca a client speaks TLS, calls and streams carry its token, and a wrong token ends both."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    ca, chain, key, auth = (tmp_path / name for name in ("ca.pem", "server.pem", "server.key", "auth.toml"))
+    authority.cert_pem.write_to_path(ca)
+    chain.write_bytes(b"".join(each.bytes() for each in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(key)
+    digest = hashlib.sha256(b"secret").hexdigest()
+    grants = f'[{{ queues = ["{queue}"], verbs = ["enqueue", "consume"] }}]'
+    auth.write_text(f'[[principal]]\nname = "me"\ntokens = [{{ sha256 = "{digest}" }}]\ngrants = {grants}\n')
+    for private in (key, auth):
+        private.chmod(0o600)
+    options = ("--redis", storage, "--tls-cert", str(chain), "--tls-key", str(key), "--auth-file", str(auth))
+    with serving(*options) as server:
+        monkeypatch.setenv("TORRELQUE_TOKEN", "secret")
+        place = (language, server.address, queue)
+        made = run(*place, "produce", str(FOLDER), "--limit", "2", "--ca", str(ca))
+        assert made[-1] == {"event": "produced", "tasks": 2}
+        assert run(*place, "consume", "--until", "2", "--ca", str(ca))[-1] == {"event": "consumed", "tasks": 2}
+        monkeypatch.setenv("TORRELQUE_TOKEN", "another")
+        for verb in ("poll", "consume"):
+            with running(*place, verb, "--ca", str(ca)) as program:
+                assert program.end() == 1
+                said = {"code": "UNAUTHENTICATED", "reason": "CREDENTIALS_INVALID"}
+                assert program.events[-1].items() >= {"event": "error", **said}.items()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_token_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch, language: str) -> None:
+    """Without TLS a token is sent over loopback only: anywhere else the program refuses to run."""
+    monkeypatch.setenv("TORRELQUE_TOKEN", "secret")
+    # An address of nobody's, kept for documents.
+    with running(language, "203.0.113.1:50051", "q", "poll", "--deadline", "2") as program:
+        assert program.end() == 2, program.events
+        assert program.complaints

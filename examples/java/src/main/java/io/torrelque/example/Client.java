@@ -25,6 +25,7 @@ import java.util.Map;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Supplier;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /** The channel to the server and what every call needs: one of it serves a whole program. */
@@ -38,6 +39,9 @@ final class Client implements AutoCloseable {
     /** For the server's logs and metrics. */
     static final String WORKER_ID = "java-" + ProcessHandle.current().pid();
 
+    /** Where a token may be sent in the clear. */
+    private static final Pattern LOOPBACK = Pattern.compile("localhost|127(\\.\\d+){3}|\\[::1]");
+
     private final Supplier<ManagedChannel> channels;
     private final ManagedChannel channel;
     private final String queue;
@@ -50,7 +54,7 @@ final class Client implements AutoCloseable {
 
     static Client open(Options options) throws UsageException, IOException {
         var address = address(options.text("address", "TORRELQUE_ADDRESS").orElse("127.0.0.1:50051"));
-        var credentials = credentials(options);
+        var credentials = credentials(options, address.getHost());
         var queue = options.text("queue", "TORRELQUE_QUEUE").orElse("");
         return new Client(() -> channel(address, credentials), queue);
     }
@@ -85,15 +89,19 @@ final class Client implements AutoCloseable {
         throw new UsageException("--address: not HOST:PORT: " + text);
     }
 
-    private static ChannelCredentials credentials(Options options) throws UsageException, IOException {
+    private static ChannelCredentials credentials(Options options, String host) throws UsageException, IOException {
         var authorities = options.text("ca", "TORRELQUE_CA");
         var transport = authorities.isPresent()
                 ? tls(new File(authorities.get()))
                 : InsecureChannelCredentials.create();
         var token = System.getenv("TORRELQUE_TOKEN");
-        return token == null || token.isEmpty()
-                ? transport
-                : CompositeChannelCredentials.create(transport, new BearerToken(token));
+        if (token == null || token.isEmpty()) {
+            return transport;
+        }
+        if (authorities.isEmpty() && !LOOPBACK.matcher(host).matches()) {
+            throw new UsageException("TORRELQUE_TOKEN is not sent beyond this machine without --ca");
+        }
+        return CompositeChannelCredentials.create(transport, new BearerToken(token));
     }
 
     private static ChannelCredentials tls(File authorities) throws UsageException, IOException {
