@@ -83,6 +83,12 @@ func isLost(err error) bool {
 	return *reason == reasonLeaseLost || *reason == reasonTaskNotFound || *reason == reasonTaskNotWorking
 }
 
+// isOverSoon tells whether the same request may do later: the server is away, or has no room at present.
+func isOverSoon(err error) bool {
+	said := describe(err)
+	return said.Code == "UNAVAILABLE" || said.Code == "RESOURCE_EXHAUSTED" && said.Reason != nil
+}
+
 // isPermanent tells whether the same request would be refused again.
 func isPermanent(err error) bool {
 	switch status.Code(err) {

@@ -59,7 +59,7 @@ func (w *watch) run(ctx context.Context, s *session) error {
 		err := watcher.follow(ctx)
 		if watcher.over {
 			return nil
-		} else if status.Code(err) != codes.Unavailable {
+		} else if !isOverSoon(err) {
 			return err
 		}
 		delay := watcher.delays.next()

@@ -323,3 +323,19 @@ def test_a_token_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch, language
     with running(language, "203.0.113.1:50051", "q", "poll", "--deadline", "2") as program:
         assert program.end() == 2, program.events
         assert program.complaints
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_watch_for_which_there_is_no_room(storage: str, queue: str, language: str) -> None:
+    """A watch that the server has no room for waits, and asks again."""
+    with (
+        serving("--redis", storage, "--max-watches", "1") as server,
+        connect(server.address, queue) as client,
+    ):
+        task_id = client.enqueue()
+        other = client.watch(task_id)
+        next(other)
+        with running(language, server.address, queue, "watch", task_id, "--states", "1") as watcher:
+            until(lambda: watcher.complaints)
+            other.cancel()
+            assert watcher.ended_well()[0]["status"] == "PENDING"

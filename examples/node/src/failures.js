@@ -58,6 +58,11 @@ export class Failure extends Error {
     return new Failure(codes[code] ?? String(code), { reason, metadata: info?.metadata, details });
   }
 
+  /** The same call may do later: the server is away, or has no room at present. */
+  get isOverSoon() {
+    return this.code === 'UNAVAILABLE' || (this.code === 'RESOURCE_EXHAUSTED' && this.reason !== null);
+  }
+
   /** The same call would fail again. */
   get isMistake() {
     return MISTAKES.has(this.code);

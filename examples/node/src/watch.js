@@ -25,7 +25,7 @@ export async function watch(client, options) {
     const { cursor } = watcher;
     const failure = await watcher.follow();
     if (!failure) return;
-    if (failure.code !== 'UNAVAILABLE') throw failure;
+    if (!failure.isOverSoon) throw failure;
     if (watcher.cursor !== cursor) waits.reset();
     note(`the stream is lost (${failure.message}); opening a new one`);
     await pause(Math.min(waits.next(), watcher.remaining));

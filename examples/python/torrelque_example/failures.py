@@ -25,6 +25,11 @@ class Failure(Exception):
         self.metadata = metadata or {}
         self.details = details
 
+    @property
+    def is_over_soon(self) -> bool:
+        """Whether the same call may do later: the server is away, or has no room at present."""
+        return self.code == "UNAVAILABLE" or (self.code == "RESOURCE_EXHAUSTED" and self.reason is not None)
+
     @classmethod
     def of(cls, error: grpc.aio.AioRpcError) -> Failure:
         """Read the error of a call."""

@@ -32,7 +32,7 @@ async def watch(client: Client, options: Options) -> None:
         try:
             return await watcher.follow()
         except Failure as failure:
-            if failure.code != "UNAVAILABLE":
+            if not failure.is_over_soon:
                 raise
             if watcher.cursor is not cursor:
                 waits.reset()

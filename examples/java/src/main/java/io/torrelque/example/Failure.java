@@ -50,6 +50,11 @@ record Failure(Status.Code code, String reason, Map<String, String> metadata, St
         return code == Status.Code.UNAVAILABLE || code == Status.Code.UNKNOWN && reason == null;
     }
 
+    /** The same call may do later: the connection is lost, or the server has no room at present. */
+    boolean isOverSoon() {
+        return isLoss() || code == Status.Code.RESOURCE_EXHAUSTED && reason != null;
+    }
+
     void report() {
         System.err.println("torrelque-example: " + this);
         Events.print(new Events.Error(code.name(), reason, metadata));

@@ -65,7 +65,7 @@ final class Watch {
                     return;
                 }
                 var failure = Failure.of(lost);
-                if (!failure.isLoss()) {
+                if (!failure.isOverSoon()) {
                     throw lost;
                 }
                 pause(failure);
