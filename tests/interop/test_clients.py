@@ -175,15 +175,14 @@ def test_the_server_is_replaced(storage: str, queue: str, language: str) -> None
     address = f"127.0.0.1:{_free_port()}"
     body = json.dumps({"path": __file__}).encode()
     options = ("--redis", storage, "--grace", "1")
-    with (
-        running(language, address, queue, "consume", "--hold", "2", "--until", "2", "--credit", "1") as consumer,
-        connect(address, queue) as client,
-    ):
-        with serving(*options, address=address) as first:
-            task_id = client.enqueue(body)
-            with running(language, address, queue, "watch", task_id) as watcher:
-                watcher.until(lambda event: event.get("status") == "WORKING")
+    work = ("--hold", "2", "--until", "2", "--credit", "1")
+    with connect(address, queue) as client, serving(*options, address=address) as first:
+        task_id = client.enqueue(body)
+        with running(language, address, queue, "watch", task_id) as watcher:
+            watcher.until(lambda event: event.get("status") == "PENDING")
+            with running(language, address, queue, "consume", *work) as consumer:
                 assert consumer.event("delivered")["task_id"] == task_id
+                watcher.until(lambda event: event.get("status") == "WORKING")
                 first.signal(signal.SIGTERM)
                 assert first.wait() == 0
                 consumer.event("reconnecting")
