@@ -28,6 +28,11 @@ logger = logging.getLogger("torrelque")
 #: One claim takes no more, so that the script stays short (it may have as many due tasks to move), nor does one
 #: hand-back.
 CLAIM = 75
+#: A claim whose answer takes so many seconds has come too late for tasks whose leases are no longer than that: somebody
+#: else may be at work on them. When it is quicker it is for those who asked; over a way that is as long as a lease
+#: nobody would be served otherwise.
+OVERDUE = 1.0
+TOO_LATE = "The answer to a claim took %.1f s: the leases of %d tasks have ended on the way"
 #: So many of a crowd are worth a claim of their own.
 HALF = CROWD // 2
 
@@ -275,8 +280,11 @@ class Room:
         for task_id in claim.given_up:
             logger.warning("Gave up task %r: it was delivered as often as max_attempts allows", task_id)
             self.given_up += 1
+        took = self._driver.now() - asked
         for delivery in claim.deliveries:
             delivery.asked = asked
+        if took >= OVERDUE:
+            _drop_ended(claim, took)
         return claim
 
     async def _run(self, call: Call[R]) -> R:
@@ -352,3 +360,12 @@ class Room:
         self._dismiss(seat)
         if not self._seats:
             self._server.nudge()
+
+
+def _drop_ended(claim: Claim, took: float) -> None:
+    """Take out of a claim what comes back by itself, for its lease has ended: the process or the link stood still."""
+    ended = [delivery for delivery in claim.deliveries if delivery.lease <= took]
+    if ended:
+        logger.warning(TOO_LATE, took, len(ended))
+        claim.deliveries = [delivery for delivery in claim.deliveries if delivery.lease > took]
+        claim.more = True

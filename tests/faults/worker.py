@@ -7,6 +7,7 @@ longer than their lease. It never gives up and never asks anybody to start it ag
 from __future__ import annotations
 
 import json
+import logging
 import queue as queues
 import random
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import anyio
 import grpc
@@ -25,6 +26,7 @@ from support.bridge import seconds
 
 from grpc_server._pb import torrelque_pb2 as pb
 from torrelque import Torrelque, TorrelqueLookupError, TorrelqueRedisError, TorrelqueTaskId, TorrelqueTimeoutError
+from torrelque.waiting import TOO_LATE
 
 #: No call by wire takes longer, in seconds.
 DEADLINE = 15.0
@@ -63,6 +65,21 @@ def say(error: Any) -> None:
 
 def token(task_id: Any) -> Any:
     return task_id, task_id.dequeue_count
+
+
+class Lateness(logging.StreamHandler[TextIO]):
+    """Writes down claims whose answers came too late, so that nobody has got what they brought."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if record.msg == TOO_LATE and isinstance(record.args, tuple):
+            took, tasks = record.args
+            sent = time.monotonic_ns() - int(1e9 * took)
+            self._recorder.begin("dequeue", tasks, since=sent).unknown()
 
 
 class Plan:
@@ -374,6 +391,7 @@ def verdicts(tasks: list[Any], errors: Any) -> list[str]:
 async def consume(orders: Orders) -> None:
     """Work with the library."""
     with Recorder(Path(orders.history), orders.name) as recorder:
+        logging.getLogger("torrelque").addHandler(Lateness(recorder))
         async with open_queue(orders.place, orders.queue, orders.way) as queue:
             await Worker(queue, recorder, orders).run()
 

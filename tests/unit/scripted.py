@@ -18,9 +18,11 @@ from torrelque.calls import Assurance, Call, Reply
 NOTHING = b"inf 0 0 0\n"
 
 
-def claim(*task_ids: str, until: str = "inf", more: int = 0, count: int = 1, body: str = '"t"') -> bytes:
+def claim(
+    *task_ids: str, until: str = "inf", more: int = 0, count: int = 1, body: str = '"t"', lease: float = 300
+) -> bytes:
     """Write the answer of the dequeue script."""
-    sheet = "".join(f" {count} 300 {len(task_id)} {len(body)}" for task_id in task_ids)
+    sheet = "".join(f" {count} {lease} {len(task_id)} {len(body)}" for task_id in task_ids)
     return f"{until} {more} 0 0{sheet}\n{''.join(task_id + body for task_id in task_ids)}".encode()
 
 

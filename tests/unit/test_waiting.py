@@ -54,6 +54,21 @@ class TwoClaims(ScriptedDriver):
         return [self._answers[turn]]
 
 
+class Standstill(ScriptedDriver):
+    """The process stands still amid the next claim, for as long as the test says."""
+
+    stands = 0.0
+    _stood = 0.0
+
+    def now(self) -> float:
+        return super().now() + self._stood
+
+    async def execute(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        replies = await super().execute(calls)
+        self._stood, self.stands = self._stood + self.stands, 0.0
+        return replies
+
+
 @asynccontextmanager
 async def open_room(driver: ScriptedDriver) -> AsyncGenerator[Room]:
     """Open a room, and close it as a queue does."""
@@ -142,6 +157,29 @@ async def test_a_lease_counts_from_the_request() -> None:
         answered = anyio.current_time()
         driver.gate.set()
     assert 0 < got[0].asked <= answered
+
+
+async def test_an_answer_after_the_end_of_the_lease(caplog: pytest.LogCaptureFixture) -> None:
+    """Who stood still until a lease had ended is not given that task: its next holder may be at work, or done."""
+    driver = Standstill(Script(claim("a", count=1), claim("b", "a", count=2)))
+    async with open_room(driver) as room:
+        driver.stands = 300.0
+        got = await room.dequeue(2, 5)
+    assert [(delivery.task_id, delivery.count) for delivery in got] == [(b"b", 2), (b"a", 2)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "The answer to a claim took 300.0 s: the leases of 1 tasks have ended on the way"
+    ]
+    assert returned(driver) == []
+
+
+@pytest.mark.parametrize("stands", [299.0, 0.5])
+async def test_a_late_answer_within_the_lease(stands: float) -> None:
+    """As long as its lease lasts a task comes, however late; and one whose lease is shorter than any way comes too."""
+    driver = Standstill(Script(claim("a", lease=300 if stands > 1 else 0.4)))
+    async with open_room(driver) as room:
+        driver.stands = stands
+        (got,) = await room.dequeue(1, None)
+    assert got.task_id == b"a"
 
 
 async def test_a_look_without_waiting() -> None:

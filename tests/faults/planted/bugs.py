@@ -414,6 +414,11 @@ _OURS = (
         ],
     ),
     Bug(
+        "own-too-late",
+        "What was claimed is given out although its lease has ended while the answer was on its way",
+        [in_python("torrelque.waiting:Room._claim", "if took >= OVERDUE:", "if False:")],
+    ),
+    Bug(
         "own-swapped-ends",
         "New tasks are put at the head of the queue",
         [

@@ -24,6 +24,7 @@ from torrelque.errors import (
     TorrelqueUnavailableError,
     TorrelqueUnknownOutcomeError,
 )
+from torrelque.waiting import OVERDUE
 
 from .server import Block, SimServer, Subscription
 from .store import CommandError
@@ -141,7 +142,7 @@ class SimDriver:
         self._topology = Topology(Place("simulated", 6379))
         #: The process was killed: nothing that it does from here on reaches anybody.
         self.dead = False
-        #: Called with the time at which a claim was sent, when it has no answer.
+        #: Called with the time at which a claim was sent, when it has no answer, or one that may be too late.
         self.on_lost_claim: Callable[[float], None] = lambda began: None
 
     @asynccontextmanager
@@ -172,14 +173,16 @@ class SimDriver:
         harmless = all(call.script.reads_only for call in calls)
         lost = TorrelqueUnavailableError if harmless else TorrelqueUnknownOutcomeError
         began = trio.current_time()
+        claims = any(call.script.name == "dequeue" for call in calls)
         try:
-            return await self._ask([(name, *arguments(name, call)) for call in calls], lost)
+            replies = await self._ask([(name, *arguments(name, call)) for call in calls], lost)
         except BaseException as error:
-            if not isinstance(error, TorrelqueUnavailableError) and any(
-                call.script.name == "dequeue" for call in calls
-            ):
+            if claims and not isinstance(error, TorrelqueUnavailableError):
                 self.on_lost_claim(began)
             raise
+        if claims and trio.current_time() - began >= OVERDUE:
+            self.on_lost_claim(began)
+        return replies
 
     async def _ask(self, commands: Sequence[Sequence[bytes]], lost: type[TorrelqueError]) -> list[Reply | Exception]:
         """Make one round trip; *lost* is what it means that no answer came."""

@@ -23,6 +23,7 @@ from torrelque import (
     TorrelqueTaskId,
     TorrelqueTaskStatus,
 )
+from torrelque.waiting import OVERDUE
 
 from .transport import SimDriver
 from .verdicts import Watch
@@ -282,6 +283,10 @@ class Program:
         if outcome == "ok":
             pairs = [value] if count == 1 else value
             noted.value = [(str(task_id), task_id.dequeue_count, _digest(task)) for task_id, task in pairs]
+            for task_id, _ in pairs:
+                took = trio.current_time() - (task_id._delivered or 0)
+                if took >= max(task_id.task_timeout, OVERDUE):
+                    self.world.broken(f"I4: {task_id} was delivered {took:.3f} s after its claim was sent, too late")
             # It may have been claimed for somebody who has left since.
             noted.invoked = min(noted.invoked, *(self.world.moment(task_id._delivered) for task_id, _ in pairs))
         return outcome, value
