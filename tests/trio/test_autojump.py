@@ -21,6 +21,7 @@ from torrelque.leasing import keep_lease
 from torrelque.listening import Hub
 from torrelque.sweeping import Sweeper
 from torrelque.waiting import Room
+from torrelque.watching import Watches
 
 pytestmark = pytest.mark.trio
 
@@ -181,6 +182,29 @@ async def test_hub_hears_again_after_an_outage(autojump_clock: trio.testing.Mock
             await ear.heard()
             driver.failure = None
         hub.close()
+
+
+async def test_watch_of_which_all_notifications_are_lost(autojump_clock: trio.testing.MockClock) -> None:
+    """The state is read anyway each half minute, so a watch that hears nothing is late, and not lost."""
+    begun = trio.current_time()
+
+    def state(_: Call[Any]) -> Any:
+        passed = trio.current_time() - begun
+        status = b"0" if passed < 40 else b"1" if passed < 70 else None
+        return [[status, b"300", None, b"0", b"0", None, None, None, None]]
+
+    driver = ScriptedDriver(state)
+    async with open_background(driver) as background:
+        hub = Hub(driver, background)
+        watches = Watches(driver, background, Coalescer(driver, background), hub, KEYS, CALLS)
+        watcher = await watches.open(b"t", None)
+        told = []
+        while (fields := await watcher.next()) is not None:
+            told.append((fields[0], trio.current_time() - begun))
+        watcher.close()
+        hub.close()
+    assert told == [(b"0", close_to(0)), (b"1", close_to(60))]
+    assert trio.current_time() - begun == close_to(90)
 
 
 async def test_backoff() -> None:

@@ -235,6 +235,8 @@ _WEAKNESSES = (
         "u23-notification-lost",
         "A watch relies on notifications alone",
         [constant("torrelque.watching:REREAD", math.inf)],
+        ["tests/trio/test_autojump.py::test_watch_of_which_all_notifications_are_lost"],
+        "",
     ),
     Bug(
         "u24-rejection-invisible",
