@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -268,19 +269,20 @@ class Mute(grpc.GenericRpcHandler):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_a_watch_that_hears_nothing(language: str) -> None:
-    """A watch on which not even progress comes is given up, and opened anew."""
-    mute = Mute()
-    server = grpc.server(ThreadPoolExecutor(4), handlers=[mute])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with running(language, f"127.0.0.1:{port}", "q", "watch", "task"):
-            assert mute.calls.get(timeout=20).endswith("/Watch")
+def test_a_watch_that_hears_nothing() -> None:
+    """A watch on which not even progress comes is given up, and opened anew. All languages at once: it takes long."""
+    with ExitStack() as stack:
+        mutes = [Mute() for _ in LANGUAGES]
+        for mute, language in zip(mutes, LANGUAGES, strict=True):
+            server = grpc.server(ThreadPoolExecutor(4), handlers=[mute])
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            stack.callback(lambda server=server: server.stop(None).wait())
+            stack.enter_context(running(language, f"127.0.0.1:{port}", "q", "watch", "task"))
+        for mute in mutes:
             assert mute.calls.get(timeout=60).endswith("/Watch")
-    finally:
-        server.stop(None).wait()
+        for mute in mutes:
+            assert mute.calls.get(timeout=60).endswith("/Watch")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
