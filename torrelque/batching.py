@@ -71,8 +71,8 @@ class Coalescer:
         return self._submit(call, call.read)
 
     async def run_apart(self, call: Call[R]) -> R:
-        """Run a call of one item by itself, at once, whatever is under way; a cancelled caller drops the connection."""
-        (reply,) = await self._driver.execute([call])
+        """Run a call of one item at once, over a connection of its own, which a cancelled caller drops."""
+        (reply,) = await self._driver.execute([call], apart=True)
         if isinstance(reply, Exception):
             raise reply
         answers = outcomes(reply) if call.count else [reply]

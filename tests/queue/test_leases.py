@@ -28,6 +28,7 @@ from torrelque import (
     TorrelqueTimeoutError,
     TorrelqueTypeError,
 )
+from torrelque.drivers.base import LANES
 
 pytestmark = pytest.mark.anyio
 
@@ -484,6 +485,34 @@ async def test_lease_over_connections_that_fell_silent(
                 while admin.zscore(f"{name}:working", task_id) == first_end:
                     await anyio.sleep(0.02)
         assert snapshot(admin, name).now < first_end, "it was extended before it ended"
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+async def test_lease_beside_many_connections_that_fell_silent(
+    open_client: Any, server: Server, pair: Pair, name: str, admin: Redis, busy: bool
+) -> None:
+    """So it is where there were as many as a queue may have, whether they wait for the next call or have one each: none
+    of them is tried again, nor waited for."""
+    async with open_relayed(server, open_client, pair, name) as (queue, relay), anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            await queue._driver.execute([queue._calls.stats()])
+
+        async with anyio.create_task_group() as crowd:
+            for _ in range(LANES):
+                crowd.start_soon(ask)
+        await queue.enqueue("t", task_timeout=3)
+        task_id, _ = await queue.dequeue(0)
+        first_end = admin.zscore(f"{name}:working", task_id)
+        async with queue.lease(task_id):
+            relay.freeze()
+            for _ in range(LANES if busy else 0):
+                group.start_soon(ask)
+            with anyio.fail_after(10):
+                while admin.zscore(f"{name}:working", task_id) == first_end:
+                    await anyio.sleep(0.02)
+        assert snapshot(admin, name).now < first_end, "it was extended before it ended"
+        group.cancel_scope.cancel()
 
 
 async def test_body_is_cancelled_before_its_lease_ends(

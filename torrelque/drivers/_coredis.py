@@ -203,10 +203,10 @@ class CoredisDriver(ScriptRunner):
         return reply
 
     async def _ask(
-        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
+        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0, apart: bool = False
     ) -> list[Reply | Exception]:
         with _ERRORS.mapped(CoredisUnavailableError):
-            line = await self._lines.take()
+            line = await (self._lines.make() if apart else self._lines.take())
         patience = self._patience + waits
         bounded = fail_after(patience) if self._watchman is None else self._lines.within(patience, line.generation)
         try:

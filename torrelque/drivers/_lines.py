@@ -36,6 +36,7 @@ class Line(Wire):
     """A connection and when it was used last, by the clock of the event loop.
 
     :param generation: of the topology, when the connection was made
+    :ivar lent: counts among those that there may be
     """
 
     def __init__(self, stream: ByteStream, place: Place, generation: int = 0) -> None:
@@ -44,6 +45,7 @@ class Line(Wire):
         self.place = place
         self.generation = generation
         self.used = current_time()
+        self.lent = False
 
     @property
     def usable(self) -> bool:
@@ -97,14 +99,24 @@ class Lines:
         """
         await self._free.acquire()
         try:
-            return await self._ready()
+            line = await self._ready()
         except BaseException:
             self._free.release()
             raise
+        line.lent = True
+        return line
+
+    async def make(self) -> Line:
+        """Make a connection beside those that are lent, which may all be waiting for an answer: for one round trip.
+
+        :raises TorrelqueClosedError, ConnectionError, OSError, TimeoutError, RedisError: as for :meth:`take`
+        """
+        self._check_open()
+        return await self._topology.reach(self._new)
 
     async def give_back(self, line: Line) -> None:
         """Return a connection on which no answer is outstanding."""
-        if not self._open:
+        if not self._open or not line.lent:
             await self.drop(line)
             return
         line.used = current_time()
@@ -115,7 +127,8 @@ class Lines:
         """Return a connection that is of no more use."""
         for spare in self._spares:
             spare.used = -math.inf  # what ended this one may have ended others: they are looked at before their use
-        self._free.release()
+        if line.lent:
+            self._free.release()
         await line.aclose()
 
     async def _ready(self) -> Line:
@@ -126,9 +139,12 @@ class Lines:
             if line.generation == self._topology.generation and line.usable:
                 return line
             await line.aclose()
+        self._check_open()
+        return await self._topology.reach(self._new)
+
+    def _check_open(self) -> None:
         if not self._open:
             raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
-        return await self._topology.reach(self._new)
 
     async def _new(self, place: Place) -> Line:
         generation = self._topology.generation

@@ -148,6 +148,8 @@ class _Loan:
     """Of the topology, when the connection was made."""
     pooled: bool = True
     """Made by the client's pool, which can check it."""
+    apart: bool = False
+    """For one round trip, beside those that may be lent."""
 
     @property
     def patience(self) -> float:
@@ -235,9 +237,9 @@ class RedisPyDriver(ScriptRunner):
             logger.error("Background work of a queue that was not entered has failed", exc_info=error)
 
     async def _ask(
-        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
+        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0, apart: bool = False
     ) -> list[Reply | Exception]:
-        loan = await self._lend()
+        loan = await (self._make(apart=True) if apart else self._lend())
         try:
             with _ERRORS.mapped(lost), self._within(loan, waits):
                 replies = await loan.wire.ask(request, answers)
@@ -291,20 +293,33 @@ class RedisPyDriver(ScriptRunner):
             if spare.generation == self._topology.generation and spare.usable(self.now()):
                 return spare
             await self._release(spare)
+        if self._maker is not None:
+            return await self._make()
+        with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(ANSWER_TIMEOUT):
+            connection = await self._pool.get_connection(*_LEND_ARGS)
+        streams = Streams(connection)
+        loan = _Loan(connection, connection.socket_timeout, streams, Wire(streams))
+        connection.socket_timeout = None
+        return await self._probed(loan)
+
+    async def _make(self, *, apart: bool = False) -> _Loan:
+        """Make a connection of our own."""
         with _ERRORS.mapped(RedisPyUnavailableError), self._deadlines.within(ANSWER_TIMEOUT):
             if self._maker is None:
-                connection, generation = await self._pool.get_connection(*_LEND_ARGS), 0
+                connection = await Maker(self._pool.connection_class, self._pool.connection_kwargs).connect()
+                generation = 0
             else:
                 connection, generation = await self._topology.reach(self._connect)
-        streams = Streams(connection)
-        own_timeout = connection.socket_timeout if self._maker is None else self._settings.get("socket_timeout")
-        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=generation, pooled=self._maker is None)
-        connection.socket_timeout = None
+        streams, own_timeout = Streams(connection), self._settings.get("socket_timeout")
+        loan = _Loan(connection, own_timeout, streams, Wire(streams), generation=generation, pooled=False, apart=apart)
+        return await self._probed(loan)
+
+    async def _probed(self, loan: _Loan) -> _Loan:
         try:
             with _ERRORS.mapped(RedisPyUnavailableError), self._within(loan):
                 await self._requests.probe(loan.wire, RedisPyStorageError)
         except BaseException:
-            await drop(connection)
+            await drop(loan.connection)
             await self._release(loan)
             raise
         return loan
@@ -318,6 +333,9 @@ class RedisPyDriver(ScriptRunner):
             return await self._maker.connect(place), generation
 
     async def _give_back(self, loan: _Loan) -> None:
+        if loan.apart:
+            await self._release(loan)
+            return
         try:
             if len(self._spares) < self._keeps:
                 loan.used = self.now()
@@ -331,7 +349,7 @@ class RedisPyDriver(ScriptRunner):
                 self._returned = None
 
     async def _release(self, loan: _Loan) -> None:
-        if self._maker is not None:
+        if not loan.pooled:
             await drop(loan.connection)
             return
         loan.connection.socket_timeout = loan.own_timeout

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from anyio import current_time, sleep
@@ -52,12 +53,15 @@ class ScriptRunner:
     _topology: Topology
     _requests: Requests
 
-    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
-        replies = await run_scripts(self._send, calls, self._topology)
+    async def execute(self, calls: Sequence[Call[Any]], *, apart: bool = False) -> list[Reply | Exception]:
+        send = partial(self._send, apart=apart) if apart else self._send
+        replies = await run_scripts(send, calls, self._topology)
         lost = self.errors.ours[TorrelqueUnknownOutcomeError]
         return [self.errors.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _send(self, name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Reply | Exception]:
+    async def _send(
+        self, name: bytes, calls: Sequence[Call[Any]], place: Place | None, *, apart: bool = False
+    ) -> list[Reply | Exception]:
         harmless = all(call.script.reads_only for call in calls)
         lost = self.errors.ours[TorrelqueUnavailableError if harmless else TorrelqueUnknownOutcomeError]
         try:
@@ -65,7 +69,7 @@ class ScriptRunner:
                 replies = await self._ask_once(place, *self._requests.written(name, calls, ASKING), lost)
                 replies[: 2 * len(calls)] = replies[1 : 2 * len(calls) : 2]
             else:
-                replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout)
+                replies = await self._ask(*self._requests.written(name, calls), lost, self._requests.timeout, apart)
         except TorrelqueUnknownOutcomeError as error:
             return [self._unanswered(call, error) for call in calls]
         return self._requests.read(calls, replies, self.errors.ours[TorrelqueNotDurableError])
@@ -79,11 +83,12 @@ class ScriptRunner:
         return unread
 
     async def _ask(
-        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0
+        self, request: bytes, answers: int, lost: type[TorrelqueError], waits: float = 0.0, apart: bool = False
     ) -> list[Reply | Exception]:
         """Make one round trip; *lost* is what it means that no answer came.
 
         :param waits: so many seconds the server may wait before it answers
+        :param apart: over a new connection
         """
         raise NotImplementedError
 

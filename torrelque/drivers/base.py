@@ -84,11 +84,12 @@ class Driver(Protocol):
         """Read the clock of the running event loop, seconds."""
         ...
 
-    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
+    async def execute(self, calls: Sequence[Call[Any]], *, apart: bool = False) -> list[Reply | Exception]:
         """Run each call's script, all in one round trip; one answer or error for each call.
 
         What was applied, but lacks what the writes of the queue wait for, is a :exc:`TorrelqueNotDurableError`.
 
+        :param apart: over a new connection, whatever became of those that there are, and of their answers
         :raises TorrelqueUnavailableError: nothing was applied
         :raises TorrelqueUnknownOutcomeError: the connection was lost, each may have been applied or not
         """

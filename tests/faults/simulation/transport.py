@@ -164,7 +164,7 @@ class SimDriver:
     def stage(self, call: Call[Any], pipeline: Any) -> None:
         pipeline.append((b"EVAL", *arguments(b"EVAL", call)))
 
-    async def execute(self, calls: Sequence[Call[Any]]) -> list[Reply | Exception]:
+    async def execute(self, calls: Sequence[Call[Any]], *, apart: bool = False) -> list[Reply | Exception]:
         replies = await run_scripts(self._send, calls, self._topology)
         lost = TorrelqueUnknownOutcomeError
         return [_ERRORS.translate(reply, lost) if isinstance(reply, Exception) else reply for reply in replies]
