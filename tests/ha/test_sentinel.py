@@ -15,7 +15,7 @@ from coredis.connection import TCPLocation
 from ha.verbs import enqueue_until_it_works, every_verb, until_it_works
 from redis.asyncio.sentinel import Sentinel
 from support import Pair, wait_until
-from support.clusters import SERVICE, Site, eventually
+from support.clusters import SERVICE, Node, Site, eventually
 from support.marks import ON_COREDIS, ON_REDISPY
 
 from torrelque import Torrelque, TorrelqueError, TorrelqueRedisError, TorrelqueUnavailableError
@@ -201,4 +201,37 @@ async def test_a_demoted_primary_lets_go(open_queue: Any, site: Site) -> None:
             while not got:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
+    site.heal()
+
+
+async def cut_off_from_replicas(site: Site, primary: Node) -> None:
+    """Let another take its place of which it does not hear, so that it is left without replicas."""
+    primary.admin.execute_command("ACL", "SETUSER", "default", "-replicaof", "-slaveof")
+    primary.admin.config_set("min-replicas-to-write", 1)
+
+
+async def busy_for_ever(site: Site, primary: Node) -> None:
+    """Run a script there that does not end, and has written, so that it cannot be killed."""
+    primary.admin.config_set("busy-reply-threshold" if site.kind == "valkey" else "lua-time-limit", 100)
+    connection = primary.admin.connection_pool.get_connection()
+    connection.send_command("EVAL", "redis.call('SET', KEYS[1], 1) while true do end", 1, "busy")
+
+
+@pytest.mark.parametrize("refuse", [cut_off_from_replicas, busy_for_ever], ids=lambda refuse: refuse.__name__)
+async def test_a_primary_that_refuses_writes(open_queue: Any, site: Site, refuse: Any) -> None:
+    """It goes on answering, with refusals, and does not hear that it is no primary any more: a producer, which waits
+    for nothing in Redis, goes to the new one."""
+    site.heal()
+    async with open_queue() as producer:
+        await producer.enqueue("before")
+        before = await anyio.to_thread.run_sync(site.replicated, 2)
+        await refuse(site, before)
+        try:
+            leader = site.sentinels[0].admin
+            await anyio.to_thread.run_sync(eventually, lambda: leader.execute_command("SENTINEL", "FAILOVER", SERVICE))
+            await anyio.to_thread.run_sync(wait_until, lambda: site.primary() is not before, 30)
+            await enqueue_until_it_works(producer, "after", "after")
+            assert site.primary().admin.hexists(producer.keys["tasks"], "after")
+        finally:
+            before.kill()
     site.heal()

@@ -10,10 +10,13 @@ import anyio
 import pytest
 from redis.asyncio import RedisCluster
 
+from torrelque.calls import Call, Calls
 from torrelque.drivers import driver_for
 from torrelque.drivers._redispy import RedisPyDriver
+from torrelque.drivers._scripts import run_scripts
 from torrelque.drivers._topology import Cluster, Place, Searched, Sentinel, Watchman, redirected, slot_of
 from torrelque.drivers._wire import ReplyError
+from torrelque.keys import Keys
 
 A, B, C, OLD, NEW = (Place("10.0.0.1", port) for port in range(1, 6))
 
@@ -149,6 +152,23 @@ async def test_generations() -> None:
     topology.forget()
     assert await topology.locate() == NEW
     assert topology.generation == first + 1
+
+
+@pytest.mark.parametrize(
+    "code", ["READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "UNBLOCKED", "NOREPLICAS", "BUSY", "MISCONF"]
+)
+async def test_who_refuses_is_doubted(code: str) -> None:
+    """Who serves nobody, or takes no writes, may be no primary any more: before the next call others are asked."""
+    answers: dict[Place, Any] = dict.fromkeys((A, B, C), told(OLD, 1))
+    topology = searched(answers)
+    await topology.locate()
+    answers.update(dict.fromkeys((A, B, C), told(NEW, 2)))
+
+    async def send(name: bytes, calls: Sequence[Call[Any]], place: Place | None) -> list[Any]:
+        return [Exception(f"{code} no")]
+
+    await run_scripts(send, [Calls(Keys("q")).stats()], topology)
+    assert await topology.locate() == NEW
 
 
 async def test_a_stale_place_is_not_a_failure_to_connect() -> None:

@@ -32,8 +32,10 @@ FOLLOWING = 2.0
 _SOON, _LATER = 0.02, 0.2
 #: So many redirections in a row are an ordinary change; more of them, and the nodes do not agree yet.
 _HOPS = 2
-#: Whoever says so serves nobody: the primary may be elsewhere. Nothing was applied.
-_ELSEWHERE = {"READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "UNBLOCKED"}
+#: Whoever says so serves nobody, or takes no writes: the primary may be elsewhere. Nothing was applied.
+_ELSEWHERE = {
+    "READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING", "UNBLOCKED", "NOREPLICAS", "BUSY", "MISCONF",
+}  # fmt: skip
 #: What scripts say of an item for which they have written nothing.
 _UNCHANGED = frozenset((b"0", b"-1", b"-2"))
 
