@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from redis._parsers.base import BaseParser
 
 from torrelque import (
+    TorrelqueError,
     TorrelqueFullError,
     TorrelqueLeaseLostError,
     TorrelqueLookupError,
@@ -24,9 +25,11 @@ from torrelque import (
     TorrelqueTaskStatus,
     TorrelqueTypeError,
     TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
     codec,
 )
 from torrelque.calls import Call, Calls
+from torrelque.drivers import _coredis, _redispy
 from torrelque.drivers._errors import CODES, class_of_code, error_code
 from torrelque.drivers._scripts import run_scripts
 from torrelque.drivers._topology import Place, Topology
@@ -219,6 +222,19 @@ def test_missing_script(parser: Any) -> None:
     """A script that the server does not know is recognised, and sent again with its text."""
     assert error_code(parser("NOSCRIPT No matching script. Please use EVAL.")) == "NOSCRIPT"
     assert error_code(parser("NOSCRIPT No matching script.")) == "NOSCRIPT"
+
+
+@pytest.mark.parametrize("host", ["redis-PROD", "cache-OOM", "no-SCRIPT"])
+@pytest.mark.parametrize("driver", [_redispy, _coredis], ids=["redis-py", "coredis"])
+def test_a_host_that_looks_like_a_code(driver: Any, host: str) -> None:
+    """What a client says of a connection names a host, and no code of Redis, whatever that host is called."""
+    lost = driver.theirs.ConnectionError(f"Error 111 connecting to {host}:6379. Connection refused.")
+    with pytest.raises(TorrelqueUnknownOutcomeError) as caught:
+        with driver._ERRORS.mapped(driver._ERRORS.ours[TorrelqueUnknownOutcomeError]):
+            raise lost
+    assert caught.value.__cause__ is lost
+    loading = driver.theirs.BusyLoadingError("Redis is loading the dataset in memory")
+    assert isinstance(driver._ERRORS.translate(loading, TorrelqueError), TorrelqueUnavailableError)
 
 
 @pytest.mark.anyio

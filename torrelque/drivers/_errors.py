@@ -56,11 +56,15 @@ _CODE = re.compile(r"(?:^|-)([A-Z]{3,})\b")
 
 def error_code(error: Exception) -> str:
     """Name the code that Redis gave, ``ERR`` when it gave none of its own."""
-    for cls in type(error).__mro__:
-        if cls.__name__ in CODE_OF_CLASS:
-            return CODE_OF_CLASS[cls.__name__]
+    if code := _code_of_class(error):
+        return code
     codes = [str(code) for code in _CODE.findall(str(error)) if code != "ERR"]
     return next((code for code in codes if code in CODES or code == "NOSCRIPT"), codes[0] if codes else "ERR")
+
+
+def _code_of_class(error: Exception) -> str | None:
+    names = (cls.__name__ for cls in type(error).__mro__)
+    return next((CODE_OF_CLASS[name] for name in names if name in CODE_OF_CLASS), None)
 
 
 def class_of_code(code: str) -> type[TorrelqueError]:
@@ -91,9 +95,9 @@ class ErrorMap:
         """Translate one error; one of this library's own is translated already."""
         if isinstance(error, TorrelqueError):
             return error
-        code = error_code(error)
-        known = isinstance(error, self.reply) or code != "ERR"
-        translated = (self.ours[class_of_code(code)] if known else otherwise)(str(error))
+        # Only the text of an answer begins with a code; another names a host, which may look like one.
+        code = error_code(error) if isinstance(error, self.reply) else _code_of_class(error)
+        translated = (otherwise if code is None else self.ours[class_of_code(code)])(str(error))
         # An error that came as a reply is handed on before anybody raises it `from` its cause.
         translated.__cause__ = error
         return translated
