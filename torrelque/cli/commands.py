@@ -612,31 +612,43 @@ def enqueue(
     terms = Terms(delay, task_timeout, None if task_id is None else [task_id])
     if path is None:
         tasks = [reading.parse(os.fsencode(value), f"argument {n}") for n, value in enumerate(values, 1)]
-        return _with_queue(settings, lambda queue: _enqueue(queue, tasks, terms))
+        return _with_queue(settings, lambda queue: _enqueue(queue, tasks, terms, Tally()))
     total = reading.check_file(path)
     with reading.opened(path) as descriptor:
         return _with_queue(settings, lambda queue: _enqueue_lines(queue, descriptor, total, terms))
 
 
-async def _enqueue(queue: Torrelque, tasks: list[Any], terms: Terms) -> int:
+@dataclass
+class Tally:
+    """How many tasks were enqueued, and how many more may be: those that were on their way when it ended."""
+
+    sure: int = 0
+    doubtful: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.sure} tasks" + (f", and perhaps up to {self.doubtful} more," if self.doubtful else "")
+
+
+async def _enqueue(queue: Torrelque, tasks: list[Any], terms: Terms, tally: Tally) -> int:
+    tally.doubtful = len(tasks)
     task_ids = await queue.enqueue_many(
         tasks, delay=terms.delay, task_timeout=terms.task_timeout, task_ids=terms.task_ids
     )
+    tally.sure, tally.doubtful = tally.sure + len(tasks), 0
     click.echo("\n".join(task_ids))
     return OK
 
 
 async def _enqueue_lines(queue: Torrelque, descriptor: int, total: int | None, terms: Terms) -> int:
-    count = 0
+    tally = Tally()
     try:
         with printing.progress(total, "tasks") as bar:
             async for lines in reading.portions(descriptor):
                 if tasks := reading.parse_lines(lines):
-                    await _enqueue(queue, tasks, terms)
-                    count += len(tasks)
+                    await _enqueue(queue, tasks, terms, tally)
                     bar.advance(len(tasks))
     except click.ClickException as error:
-        raise click.ClickException(f"{error.message}; {count} tasks were enqueued before") from None
+        raise click.ClickException(f"{error.message}; {tally} were enqueued before") from None
     finally:
-        _complain("info", f"{count} tasks enqueued")
+        _complain("info", f"{tally} enqueued")
     return OK
