@@ -283,6 +283,16 @@ def test_reader_that_leaves(torrelque: Command) -> None:
     assert torrelque.take() == [1]
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["check --grace 0", "enqueue --file -", "stats", "dead list"])
+def test_outputs_that_are_closed(torrelque: Command, arguments: str, closed: str) -> None:
+    """Started without one of its outputs, or both, the command does its work all the same."""
+    command = f"{sys.executable} -m torrelque {arguments} {closed}"
+    done = subprocess.run(["sh", "-c", command], input=b"1\n", env=torrelque.env, timeout=BOUND, check=False)
+    assert done.returncode == 0
+    assert torrelque.take() == ([1] if "enqueue" in arguments else [])
+
+
 # stats, state, sweep
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
@@ -43,10 +43,14 @@ class Bar:
 @contextmanager
 def progress(total: int | None, what: str) -> Iterator[Bar]:
     """Show progress on standard error, if it is a terminal, and not the one where results are printed."""
-    shown = sys.stderr.isatty() and not sys.stdout.isatty()
+    shown = _is_terminal(sys.stderr) and not _is_terminal(sys.stdout)
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
         yield Bar(progress, progress.add_task(what, total=total))
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # it is none where the command was started with it closed
 
 
 def finding(found: TorrelqueCheckFinding) -> str:
