@@ -204,9 +204,27 @@ def test_unreachable_url_keeps_the_secret(alone: Command, arguments: list[str]) 
     assert "redis://127.0.0.1:1/0" in done.stderr.splitlines()[-1]
 
 
-def test_url_in_the_wrong_place_keeps_the_secret(alone: Command) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:1/0?password=ge@heim",
+        "redis+sentinel://127.0.0.1:1/jobs?sentinel_password=ge@heim",
+        "redis://user:ge@heim@127.0.0.1:1/0?password=ge@heim",
+        "redis://127.0.0.1:1?geheim@host",
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["-v"]], ids=str)
+def test_secret_that_holds_what_parts_a_url(alone: Command, url: str, options: list[str]) -> None:
+    """No part of a password is shown either that stands behind the host, and holds an @."""
+    done = alone(*options, "--url", url, "stats")
+    assert done.returncode == 3
+    assert "heim" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["redis://user:geheim@host", "redis://host/0?password=geheim", "redis://h?a=b@geheim"])
+def test_url_in_the_wrong_place_keeps_the_secret(alone: Command, url: str) -> None:
     """A URL among the arguments is complained about without its password."""
-    done = alone("stats", "redis://user:geheim@host")
+    done = alone("stats", url)
     assert done.returncode == 2
     assert "geheim" not in complaint(done)
 

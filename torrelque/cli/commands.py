@@ -68,8 +68,8 @@ _CODES: list[tuple[type[BaseException], int]] = [
     (BaseException, BUG),
 ]
 
-#: The part of a URL that names a user and a password.
-_USERINFO = re.compile(r"(?<=://)\S*@")
+#: What stands behind the scheme of a URL that may hold a password: before the host, or behind it.
+_SECRET = re.compile(r"(?<=://)\S*[@?]\S*")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -126,7 +126,14 @@ def _complain(kind: str, text: str) -> None:
 
 
 def _masked(text: str) -> str:
-    return _USERINFO.sub("***@", text)
+    return _SECRET.sub(lambda found: f"***@{_address(found[0])}", text)
+
+
+def _address(rest: str) -> str:
+    """Cut what may be secret out of a URL without its scheme."""
+    address, _, query = rest.partition("?")
+    # What looks like a query may be the rest of a password, and the address its beginning.
+    return "***" if "@" in query else address.rpartition("@")[2]
 
 
 class _OneLine(logging.Formatter):
@@ -167,7 +174,7 @@ class Settings:
     def shown_url(self) -> str:
         """The URL without what may be secret in it."""
         scheme, _, rest = (self.url or DEFAULT_URL).partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+        return f"{scheme}://{_address(rest)}"
 
     def open(self) -> Torrelque:
         """Make the queue, to be entered.
