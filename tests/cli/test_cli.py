@@ -402,6 +402,19 @@ def test_state(torrelque: Command, backend: str) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z", lines["release_time"])
 
 
+@pytest.mark.parametrize("time", ["1e300", "1e12"])
+def test_times_that_are_none(torrelque: Command, time: str) -> None:
+    """A time that no calendar has, as a foreign hand may have stored it, is shown as the number that it is."""
+    (buried_id,) = buried(torrelque, 1)
+    torrelque("enqueue", "1", "--id", "x")
+    torrelque.admin.hset(f"{torrelque.queue}:task:x", "enqueue_time", time)
+    torrelque.admin.zadd(f"{torrelque.queue}:dead", {buried_id: time})
+    for arguments in (["state", "x"], ["watch", "x", "--timeout", "0.05"], ["dead", "list", "--max", "1"]):
+        done = torrelque(*arguments)
+        assert done.returncode == (arguments[0] == "watch")
+        assert str(float(time)) in done.stdout
+
+
 @pytest.mark.parametrize("command", ["state", "watch"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_unknown_task(torrelque: Command, backend: str, command: str) -> None:

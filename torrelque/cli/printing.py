@@ -23,6 +23,9 @@ from torrelque.model import (
     TorrelqueTaskStatus,
 )
 
+#: The end of the times that have a date, unix time in seconds.
+_NEVER = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
 
 class Bar:
     """A progress bar, which may be not shown."""
@@ -107,6 +110,8 @@ def line(found: TorrelqueTaskState) -> str:
 
 
 def _moment(seconds: float) -> str:
+    if not 0 <= seconds < _NEVER:
+        return str(seconds)  # a foreign hand, or a clock that is wrong, may have stored anything
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
 
 
