@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
@@ -407,7 +407,7 @@ async def test_demo_finds_a_wrong_digest(
     folder: Path, server: Server, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the files are not what the workers have read, the demo says so, and names them."""
-    monkeypatch.setattr("torrelque.demo.report.digest", lambda path: Digest("0", 0, 0))
+    monkeypatch.setattr("torrelque.demo.report.digest", lambda path, between: Digest("0", 0, 0))
     output = StringIO()
     screen = ConsoleScreen(Console(file=output, width=200))
     found = await run_demo(Plan(str(folder), 2, server.url, name), screen)
@@ -467,6 +467,42 @@ async def test_demo_on_a_terminal(folder: Path, server: Server, name: str) -> No
     assert found.good
     assert "\x1b[" in output.getvalue()
     assert "killed with SIGKILL, tasks in hand" in output.getvalue()
+
+
+@pytest.mark.anyio
+async def test_the_search_can_be_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for files, of which there may be millions, ends when it is cancelled."""
+    look, looked = files._look, 0
+
+    def stop_at_the_third(entry: os.DirEntry[str]) -> File | None:
+        nonlocal looked
+        looked += 1
+        if looked == 3:
+            anyio.from_thread.run_sync(scope.cancel)
+        return look(entry)
+
+    monkeypatch.setattr(files, "_look", stop_at_the_third)
+    with anyio.CancelScope() as scope:
+        await anyio.to_thread.run_sync(producer._find, str(folder))
+    assert looked == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(30)
+async def test_the_check_can_be_stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does the comparison of digests, amid a file that takes minutes to read."""
+    os.truncate(job.file.path, 1 << 38)
+    begun = anyio.Event()
+
+    def read(path: str, between: Callable[[], object] = lambda: None) -> Digest:
+        anyio.from_thread.run_sync(begun.set)
+        return digest(path, between)
+
+    monkeypatch.setattr("torrelque.demo.report.digest", read)
+    async with anyio.create_task_group() as group:
+        group.start_soon(producer._check, [job])
+        await begun.wait()
+        group.cancel_scope.cancel()
 
 
 @pytest.fixture

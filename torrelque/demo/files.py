@@ -53,14 +53,18 @@ def standard_library() -> str:
     return sysconfig.get_path("stdlib")
 
 
-def find_files(folder: str, leave_out: frozenset[str] = frozenset()) -> Listing:
+def find_files(
+    folder: str, leave_out: frozenset[str] = frozenset(), between: Callable[[], object] = lambda: None
+) -> Listing:
     """Find the regular files below *folder*, following no symbolic link.
 
     :param leave_out: names of folders not to look into
+    :param between: called for each file; may raise to stop
     """
     files: list[File] = []
     skipped = 0
     for entry in _walk(folder, leave_out):
+        between()
         found = entry and _look(entry)
         if found:
             files.append(found)

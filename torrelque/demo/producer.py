@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from anyio import CancelScope, CapacityLimiter, create_task_group, current_time, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, create_task_group, current_time, from_thread, move_on_after, to_thread
 
 from torrelque.embedded import open_server
 from torrelque.errors import TorrelqueLookupError, TorrelqueTimeoutError, TorrelqueValueError
@@ -73,7 +73,9 @@ async def run_demo(plan: Plan, screen: Screen) -> Report:
 
 
 def _find(folder: str | None) -> Listing:
-    return find_files(standard_library(), NOT_STANDARD) if folder is None else find_files(folder)
+    if folder is None:
+        return find_files(standard_library(), NOT_STANDARD, from_thread.check_cancelled)
+    return find_files(folder, between=from_thread.check_cancelled)
 
 
 @asynccontextmanager
@@ -155,7 +157,9 @@ async def _check(jobs: list[Job]) -> list[Verdict]:
 
     async def judge_portion(start: int) -> None:
         portion = jobs[start : start + PORTION]
-        verdicts[start] = await to_thread.run_sync(lambda: [judge(job) for job in portion], limiter=threads)
+        verdicts[start] = await to_thread.run_sync(
+            lambda: [judge(job, from_thread.check_cancelled) for job in portion], limiter=threads
+        )
 
     async with create_task_group() as group:
         for start in range(0, len(jobs), PORTION):

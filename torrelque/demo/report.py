@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -52,18 +53,21 @@ class Verdict(Enum):
     CHANGED = "changed"
 
 
-def judge(job: Job) -> Verdict:
-    """Compare what a worker has found out with the file itself."""
+def judge(job: Job, between: Callable[[], object] = lambda: None) -> Verdict:
+    """Compare what a worker has found out with the file itself.
+
+    :param between: called again and again meanwhile; may raise to stop
+    """
     if job.state is None:
         return Verdict.LOST
-    if job.digest is not None and job.digest == _digest_or_none(job.file.path):
+    if job.digest is not None and job.digest == _digest_or_none(job.file.path, between):
         return Verdict.RIGHT
     return Verdict.MISMATCH if mark_of(job.file.path) == job.file.mark else Verdict.CHANGED
 
 
-def _digest_or_none(path: str) -> Digest | None:
+def _digest_or_none(path: str, between: Callable[[], object]) -> Digest | None:
     try:
-        return digest(path)
+        return digest(path, between)
     except OSError:
         return None
 
