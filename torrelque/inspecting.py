@@ -201,6 +201,13 @@ def _disk(told: Mapping[str, str], settings: Mapping[str, str | None]) -> Iterat
 def _replicas(told: Mapping[str, str], settings: Mapping[str, str | None]) -> Iterator[Finding]:
     if told.get("role") != "master":
         return
+    wanted, good = _number(settings["min-replicas-to-write"]), _number(told.get("min_slaves_good_slaves"))
+    if wanted and good is not None and good < wanted:
+        yield Finding(
+            Severity.DANGER, "replicas", f"{good:.0f} replicas follow, min-replicas-to-write is {wanted:.0f}",
+            "it refuses all writes", "see to its replicas, or CONFIG SET min-replicas-to-write to fewer",
+        )  # fmt: skip
+        return
     if told.get("connected_slaves", "0") == "0":
         yield Finding(
             Severity.NOTE, "replicas", "no replica is connected", "what this machine loses is lost",

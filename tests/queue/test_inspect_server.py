@@ -56,6 +56,9 @@ def judged(info: str = "", one_slot: bool = False, without: str = "", **settings
         ({"min_replicas_to_write": "0"}, {("warning", "replicas")}),
         ({"min_replicas_to_write": None}, {("unknown", "replicas")}),
         ({"info": "connected_slaves:0\r\n"}, {("note", "replicas")}),
+        ({"info": "min_slaves_good_slaves:1\r\n"}, set()),
+        ({"info": "min_slaves_good_slaves:0\r\n"}, {("danger", "replicas")}),
+        ({"info": "connected_slaves:0\r\nmin_slaves_good_slaves:0\r\n"}, {("danger", "replicas")}),
         ({"info": "role:slave\r\n"}, {("danger", "role")}),
         ({"without": "role"}, {("unknown", "role")}),
         ({"notify_keyspace_events": ""}, {("warning", "notifications")}),
@@ -126,6 +129,16 @@ async def test_a_replica(run: Any) -> None:
         with Redis.from_url(url) as admin:
             admin.replicaof("127.0.0.1", 1)
             assert [finding.name for finding in (await queue.inspect_server()).dangers] == ["role"]
+
+
+async def test_a_primary_without_the_replicas_that_it_wants(run: Any) -> None:
+    """It refuses writes as well."""
+    async with run() as (queue, url):
+        with Redis.from_url(url) as admin:
+            admin.config_set("min-replicas-to-write", 1)
+            with pytest.raises(TorrelqueUnavailableError, match="NOREPLICAS"):
+                await queue.enqueue(1)
+            assert [finding.name for finding in (await queue.inspect_server()).dangers] == ["replicas"]
 
 
 async def test_a_user_who_may_not_ask(run: Any, open_client: Any) -> None:
