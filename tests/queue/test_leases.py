@@ -27,6 +27,7 @@ from torrelque import (
     TorrelqueTaskStatus,
     TorrelqueTimeoutError,
     TorrelqueTypeError,
+    TorrelqueUnavailableError,
 )
 from torrelque.drivers.base import LANES
 
@@ -312,6 +313,20 @@ async def test_lease_that_was_lost_before(open_queue: Any, admin: Redis, name: s
         with pytest.raises(TorrelqueLeaseLostError):
             async with queue.lease(revived):
                 pytest.fail("the body has begun")
+
+
+async def test_lease_while_redis_refuses(open_queue: Any, admin: Redis) -> None:
+    """Nor where half of it has passed and Redis refuses to extend it: that is told as what it is."""
+    async with open_queue() as queue:
+        await queue.enqueue("t", task_timeout=60)
+        revived = pickle.loads(pickle.dumps((await queue.dequeue(0))[0]))
+        admin.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(TorrelqueUnavailableError, match="NOREPLICAS"):
+                async with queue.lease(revived):
+                    pytest.fail("the body has begun")
+        finally:
+            admin.config_set("min-replicas-to-write", 0)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["swept", "delivered again"])
