@@ -256,6 +256,17 @@ async def test_password_and_database_in_the_url(
     assert admin.keys(f"{name}:*") == []
 
 
+async def test_a_password_that_is_refused(open_client: Any, pair: Pair, calls: Calls, server: Server) -> None:
+    """Redis is there and lets nobody in with it, which no retry mends: that is a TorrelqueStorageError."""
+    separator = "&" if "?" in server.url else "?"
+    async with open_client(f"{server.url}{separator}username=nobody&password=wrong") as client:
+        driver = driver_for(client)
+        async with driver.opened():
+            with pytest.raises(TorrelqueStorageError) as caught:
+                await driver.execute([calls.stats()])
+            assert isinstance(caught.value, errors_of(pair).ResponseError)
+
+
 async def work(queue: Torrelque) -> None:
     """Use each kind of connection once: ask, block, listen."""
     states = []

@@ -45,6 +45,8 @@ CODE_OF_CLASS = {
     "MovedError": "MOVED",
     "AskError": "ASK",
     "NoScriptError": "NOSCRIPT",
+    "AuthenticationError": "WRONGPASS",
+    "NoPermissionError": "NOPERM",
 }
 
 #: What is raised where there is no connection any more, or none can be made; UnicodeError if a host is no name.
@@ -63,7 +65,8 @@ def error_code(error: Exception) -> str:
 
 
 def _code_of_class(error: Exception) -> str | None:
-    names = (cls.__name__ for cls in type(error).__mro__)
+    # What a server answers while a connection is made is the cause of the error that redis-py raises.
+    names = (cls.__name__ for each in (error, error.__cause__) for cls in type(each).__mro__)
     return next((CODE_OF_CLASS[name] for name in names if name in CODE_OF_CLASS), None)
 
 
