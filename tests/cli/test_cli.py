@@ -229,6 +229,19 @@ def test_url_in_the_wrong_place_keeps_the_secret(alone: Command, url: str) -> No
     assert "geheim" not in complaint(done)
 
 
+def test_server_that_refuses(torrelque: Command) -> None:
+    """A server that is there and does not serve is not looked for elsewhere."""
+    torrelque.admin.config_set("min-replicas-to-write", 1)
+    try:
+        done = torrelque("enqueue", "1")
+    finally:
+        torrelque.admin.config_set("min-replicas-to-write", 0)
+    assert done.returncode == 3
+    said = complaint(done)
+    assert f"Redis at {torrelque.url} does not serve now: NOREPLICAS" in said
+    assert "Start one" not in said
+
+
 def test_wrong_password(torrelque: Command) -> None:
     """A server that refuses the password is a failure of Redis, and the password is not shown."""
     address = torrelque.url.replace("unix://", "unix://user:geheim@")

@@ -72,6 +72,10 @@ _CODES: list[tuple[type[BaseException], int]] = [
 _SECRET = re.compile(r"(?<=://)\S*[@?]\S*")
 
 
+#: So begins what Redis itself says: it is there.
+_REFUSAL = re.compile(r"[A-Z]{3,} ")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     settings = Settings()
@@ -108,6 +112,8 @@ def _explain(error: BaseException, settings: Settings) -> str:
         return f"{error.format_message()} (see '{command} --help')"
     if isinstance(error, click.ClickException):
         return error.format_message()
+    if isinstance(error, TorrelqueUnavailableError) and _REFUSAL.match(str(error)):
+        return f"Redis at {settings.shown_url} does not serve now: {error}"
     if isinstance(error, TorrelqueUnavailableError):
         return (
             f"Redis cannot be reached at {settings.shown_url}: {error}. Is a server running there?"
