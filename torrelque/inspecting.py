@@ -20,7 +20,8 @@ logger = logging.getLogger("torrelque")
 
 #: Settings that are asked for.
 SETTINGS = (
-    "maxmemory", "maxmemory-policy", "appendonly", "appendfsync", "min-replicas-to-write", "notify-keyspace-events",
+    "maxmemory", "maxmemory-policy", "appendonly", "appendfsync", "min-replicas-to-write", "min-replicas-max-lag",
+    "notify-keyspace-events",
 )  # fmt: skip
 #: The oldest versions that are supported.
 FLOORS = {"redis": (6, 2), "valkey": (7, 2)}
@@ -215,11 +216,13 @@ def _replicas(told: Mapping[str, str], settings: Mapping[str, str | None]) -> It
         )  # fmt: skip
     elif settings["min-replicas-to-write"] is None:
         yield _untold("replicas", "whether writes go on when no replica follows")
-    elif settings["min-replicas-to-write"] == "0":
+    elif off := [name for name in ("min-replicas-to-write", "min-replicas-max-lag") if settings[name] == "0"]:
+        # Either of them turns it off.
+        default = {"min-replicas-to-write": 1, "min-replicas-max-lag": 10}[off[0]]
         yield Finding(
-            Severity.WARNING, "replicas", "min-replicas-to-write is 0",
+            Severity.WARNING, "replicas", f"{off[0]} is 0",
             "cut off from its replicas the primary takes tasks that a failover then loses",
-            "CONFIG SET min-replicas-to-write 1, and wait for replicas (durability)",
+            f"CONFIG SET {off[0]} {default}, and wait for replicas (durability)",
         )  # fmt: skip
 
 

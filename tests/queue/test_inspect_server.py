@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 GOOD = {
     "maxmemory": "0", "maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "always",
-    "min-replicas-to-write": "1", "notify-keyspace-events": "KA",
+    "min-replicas-to-write": "1", "min-replicas-max-lag": "10", "notify-keyspace-events": "KA",
 }  # fmt: skip
 INFO = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrole:master\r\nconnected_slaves:1\r\n"
 
@@ -54,6 +54,7 @@ def judged(info: str = "", one_slot: bool = False, without: str = "", **settings
         ({"info": "aof_last_write_status:err\r\n"}, {("danger", "disk")}),
         ({"info": "rdb_last_bgsave_status:err\r\n"}, {("danger", "disk")}),
         ({"min_replicas_to_write": "0"}, {("warning", "replicas")}),
+        ({"min_replicas_max_lag": "0"}, {("warning", "replicas")}),
         ({"min_replicas_to_write": None}, {("unknown", "replicas")}),
         ({"info": "connected_slaves:0\r\n"}, {("note", "replicas")}),
         ({"info": "min_slaves_good_slaves:1\r\n"}, set()),
