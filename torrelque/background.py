@@ -67,16 +67,17 @@ class Background:
         """Have *runner* told when the queue closes."""
         self._runners.append(runner)
 
-    def start_soon(self, function: Callable[[], Awaitable[None]]) -> None:
+    def start_soon(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None] = lambda: None) -> None:
         """Run *function* in a task of its own, out of reach of the caller's cancellation.
 
+        :param forsaken: called in its place when the event loop of a queue that was not entered ends before it begins
         :raises TorrelqueClosedError: the task group has ended
         :raises TorrelqueError: the queue was not entered, and its client needs that
         """
         if self._closed:
             raise TorrelqueClosedError("The queue is closed: call it inside its `async with`")
         if self._group is None:
-            self._detach(function)
+            self._detach(function, forsaken)
             return
         # The group may stand in a scope that is cancelled while a script is under way; only `drain` ends this.
         scope = CancelScope(shield=True)
@@ -103,20 +104,24 @@ class Background:
             finally:
                 done.set()
 
-        self.start_soon(run)
+        self.start_soon(run, done.set)
         await done.wait()
         if not outcome:
             raise error
         return outcome[0]
 
-    def _detach(self, function: Callable[[], Awaitable[None]]) -> None:
+    def _detach(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
         async def run() -> None:
             try:
                 await function()
             finally:
                 self.move()
 
-        self._driver.spawn_detached(run)
+        def leave() -> None:
+            forsaken()
+            self.move()
+
+        self._driver.spawn_detached(run, leave)
 
     def move(self) -> None:
         """Let those look again who wait in :meth:`settle`."""
@@ -205,10 +210,14 @@ class Runner:
         if not self.running:
             self.running = True
             try:
-                self._background.start_soon(self._run)
+                self._background.start_soon(self._run, self._forsake)
             except BaseException:
                 self.running = False
                 raise
+
+    def _forsake(self) -> None:
+        self.running = False
+        self._abandon(TorrelqueClosedError("The event loop has ended"))
 
     def nudge(self) -> None:
         """Wake the task if there is one: it may have to end."""

@@ -66,7 +66,10 @@ class Catcher:
         self._changed.set()
         if not self.running:
             self.running = True
-            self._background.start_soon(self._run)
+            self._background.start_soon(self._run, self._forsake)
+
+    def _forsake(self) -> None:
+        self.running = False
 
     async def rest(self) -> None:
         """Stop waiting in Redis because nobody waits here."""

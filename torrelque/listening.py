@@ -70,12 +70,15 @@ class Hub:
         if not self._running:
             self._running = True
             try:
-                self._background.start_soon(self._run)
+                self._background.start_soon(self._run, self._forsake)
             except BaseException:
                 self._running = False
                 self.detach(ear)
                 raise
         return ear
+
+    def _forsake(self) -> None:
+        self._running = False
 
     def detach(self, ear: Ear) -> None:
         """Stop listening; may be called twice."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -301,3 +303,85 @@ def test_a_second_event_loop(server: Server, name: str, pair: Pair) -> None:
 
     asyncio.run(leave_waiting())
     asyncio.run(wait_again())
+
+
+#: For each of the queue's own tasks what makes it begin, and how to tell that it is about to.
+ABOUT_TO_BEGIN: dict[str, tuple[Callable[[Torrelque], Any], Callable[[Torrelque], bool]]] = {
+    "lane": (lambda queue: asyncio.ensure_future(queue.enqueue("t")), lambda queue: queue._coalescer._lane.running),
+    "room": (lambda queue: asyncio.ensure_future(queue.dequeue()), lambda queue: queue._room._server.running),
+    "catcher": (lambda queue: asyncio.ensure_future(queue.dequeue()), lambda queue: queue._room._catcher.running),
+    "hub": (lambda queue: queue.schedule_sweep(), lambda queue: not queue._hub.settled or bool(queue._hub._ears)),
+}
+
+
+@pytest.mark.parametrize("pair", UNENTERED[:1], ids=str)
+@pytest.mark.parametrize("part", ABOUT_TO_BEGIN)
+def test_an_event_loop_that_ends_before_a_task_begins(server: Server, name: str, pair: Pair, part: str) -> None:
+    """A task of the queue that was cancelled before it began, as its event loop ended, is begun anew on the next."""
+    client = redis.asyncio.Redis.from_url(server.url)
+    queue = Torrelque(client, queue=name)
+
+    async def leave() -> None:
+        begin, is_about_to = ABOUT_TO_BEGIN[part]
+        begin(queue)
+        while not is_about_to(queue):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        await client.connection_pool.disconnect()
+
+    async def use() -> None:
+        try:
+            with anyio.fail_after(4):
+                waiting = asyncio.ensure_future(queue.dequeue(3))
+                await anyio.wait_all_tasks_blocked()
+                task_id = await queue.enqueue("t")
+                got, _ = await waiting
+                assert got == task_id
+                await queue.release(got, result=1)
+                assert [state.result async for state in queue.watch(task_id)] == [1]
+        finally:
+            await client.aclose()
+
+    asyncio.run(leave())
+    asyncio.run(use())
+
+
+def begin_at_once(loop: asyncio.AbstractEventLoop, coroutine: Any, **_: Any) -> Any:
+    """Make a task as ``asyncio.eager_task_factory`` of Python 3.12 does, as far as the first wait."""
+    try:
+        first = coroutine.send(None)
+    except StopIteration as stop:
+        done = loop.create_future()
+        done.set_result(stop.value)
+        return done
+
+    @types.coroutine
+    def go_on() -> Generator[Any, Any, Any]:
+        waits_for = first
+        while True:
+            try:
+                answer = yield waits_for
+            except BaseException as error:
+                step = functools.partial(coroutine.throw, error)
+            else:
+                step = functools.partial(coroutine.send, answer)
+            try:
+                waits_for = step()
+            except StopIteration as stop:
+                return stop.value
+
+    return asyncio.Task(go_on(), loop=loop)
+
+
+@pytest.mark.parametrize("pair", UNENTERED, ids=str)
+async def test_tasks_that_begin_at_once(open_queue: Any) -> None:
+    """On an event loop whose tasks begin before `create_task` returns, calls on a queue that was not entered end."""
+    asyncio.get_running_loop().set_task_factory(begin_at_once)
+    async with open_queue() as queue:
+        with anyio.fail_after(5):
+            task_id = await queue.enqueue("t")
+            got, _ = await queue.dequeue(5)
+            assert got == task_id
+            await queue.release(got)

@@ -88,7 +88,7 @@ class ScriptedDriver:
     async def opened(self) -> AsyncGenerator[None]:
         yield
 
-    def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
+    def spawn_detached(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
         raise TorrelqueError("enter the queue first")
 
 

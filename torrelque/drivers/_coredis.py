@@ -193,7 +193,7 @@ class CoredisDriver(ScriptRunner):
     def now(self) -> float:
         return self._clock()
 
-    def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
+    def spawn_detached(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
         raise _not_entered()
 
     async def _command(self, *command: bytes) -> Any:

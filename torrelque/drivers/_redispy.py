@@ -221,15 +221,23 @@ class RedisPyDriver(ScriptRunner):
     def now(self) -> float:
         return (self._loop or self._check_loop()).time()
 
-    def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
-        loop = self._check_loop()
+    def spawn_detached(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
+        begun = False
 
         async def run() -> None:
+            nonlocal begun
+            begun = True
             await function()
 
-        task = loop.create_task(run())
+        def end(task: asyncio.Task[None]) -> None:
+            self._forget(task)
+            if not begun:
+                forsaken()
+
+        # Not by the loop's `create_task`: its factory may begin a task at once, as `asyncio.eager_task_factory` does.
+        task = asyncio.Task(run(), loop=self._check_loop())
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(end)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -115,9 +115,12 @@ class Driver(Protocol):
         """Check that the client can be used here and open what the driver itself owns."""
         ...
 
-    def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
+    def spawn_detached(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
         """Run *function* in a task that nobody but the event loop owns, for a queue that was not entered.
 
+        It begins later, never at once: who asks for it may not have said yet what there is to do.
+
+        :param forsaken: called in its place when the task is cancelled before it begins
         :raises TorrelqueError: this client or event loop cannot
         """
         ...

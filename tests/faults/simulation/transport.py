@@ -158,7 +158,7 @@ class SimDriver:
     def now(self) -> float:
         return trio.current_time()
 
-    def spawn_detached(self, function: Callable[[], Awaitable[None]]) -> None:
+    def spawn_detached(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
         raise TorrelqueError("enter the queue first")
 
     def stage(self, call: Call[Any], pipeline: Any) -> None:
