@@ -397,7 +397,7 @@ class Calls:
     def requeue_dead_letters(self, ids: Sequence[bytes], until: bytes, passed: int) -> Call[LettersStep]:
         """Give dead letters back to the queue: those of these ids, or without any the oldest ones.
 
-        :param until: none that died later; empty for now
+        :param until: none that died later; empty for the newest
         :param passed: how many of the oldest to pass over
         """
         head = (until, b"%d" % passed, b"%d" % LETTERS_BOUND)

@@ -368,6 +368,23 @@ async def test_all_are_those_at_the_beginning(open_queue: Any) -> None:
         assert await queue.count_dead_letters() == 400
 
 
+@pytest.mark.parametrize("what", ["requeue", "purge"])
+async def test_letters_of_a_clock_that_was_put_back(open_queue: Any, admin: Redis, name: str, what: str) -> None:
+    """Those that died before the clock of Redis was put back count among all, and before those that die afterwards."""
+    async with open_queue() as queue:
+        ids = await bury(queue, 200)
+        for task_id in ids:
+            admin.zincrby(f"{name}:dead", 3600, task_id)
+        *_, last = await queue.dead_letters(200)
+        await queue.enqueue_many("ab", task_ids=["later-b", "later-a"])
+        await queue.release_many(
+            [held for held, _ in await queue.dequeue(0, max_tasks=2)], status=REJECTED, dead_letter=True
+        )
+        assert [letter.task_id for letter in await queue.dead_letters(after=last.cursor)] == ["later-b", "later-a"]
+        assert await (queue.requeue_dead_letters() if what == "requeue" else queue.purge_dead_letters()) == 202
+        assert await queue.count_dead_letters() == 0
+
+
 async def test_what_cannot_be_read_hides_nothing(open_queue: Any) -> None:
     """A payload or reason that the serialiser cannot read is shown as the error; it is requeued and purged like any."""
     async with open_queue(serialiser=BYTES) as raw, open_queue() as queue:

@@ -5,3 +5,8 @@ if dead then
   redis.call('ZCARD', dead)
   redis.call('HLEN', dead_payloads)
 end
+
+-- RETURNS when the newest letter died, 0 when there is none
+local function newest()
+  return tonumber(redis.call('ZRANGE', dead, -1, -1, 'WITHSCORES')[2]) or 0
+end
