@@ -153,8 +153,8 @@ class TorrelqueQueueStats(NamedTuple):
     """Tasks whose delay has not passed."""
 
 
-#: Whether a task was settled by a delivery's own id: on a pipeline that may be executed or not, in a call that is under
-#: way, or in one that was applied.
+#: Whether a task was settled by a delivery's own id: perhaps, on a pipeline that may be executed or not, or by a call
+#: that was cut off; in a call that is under way; or in one that was applied.
 Settled = Literal["not", "staged", "sent", "done"]
 
 

@@ -499,9 +499,9 @@ class Torrelque:
         lost all the same (the process stood still, Redis was away for too long), the body is cancelled, for somebody
         else may be at work on the task; if it comes to that, a twentieth of the lease before it ends, and at most one
         second. The body may release or requeue the task: given *task_id* itself, that is no loss, and the rest of the
-        body runs on. On a ``pipeline`` that holds as long as nobody else has the task: whether it was executed is not
-        known here, so a later delivery, also after a requeue, counts as a loss, which is noticed within half of the
-        lease.
+        body runs on. On a ``pipeline``, and where a call was cancelled or its answer lost, that holds as long as nobody
+        else has the task: whether it was applied is not known here, so a later delivery, also after a requeue, counts
+        as a loss, which is noticed within half of the lease.
 
         :param task_id: as ``dequeue`` returned it, not a plain ``str``
         :param task_timeout: seconds of each extension, at least 0.001; the task's own length by default

@@ -7,7 +7,13 @@ from typing import Any, Protocol
 
 from .batching import Coalescer
 from .calls import Call, Verdict
-from .errors import TorrelqueLeaseLostError, TorrelqueLookupError, TorrelqueNotWorkingError
+from .errors import (
+    TorrelqueLeaseLostError,
+    TorrelqueLookupError,
+    TorrelqueNotWorkingError,
+    TorrelqueRedisError,
+    TorrelqueUnknownOutcomeError,
+)
 from .model import Settled, TorrelqueTaskId
 
 logger = logging.getLogger("torrelque")
@@ -49,6 +55,10 @@ class Settler:
             verdict = await self._coalescer.run(call)
             if verdict is Verdict.APPLIED:
                 task_id._settled = "done"
+        except BaseException as error:
+            if task_id._settled == "sent" and _may_be_applied(error):
+                task_id._settled = "staged"
+            raise
         finally:
             if task_id._settled == "sent":
                 task_id._settled = before
@@ -68,6 +78,11 @@ class Settler:
         verdicts: list[Verdict] = []
         try:
             verdicts = await self._coalescer.run_many(call)
+        except BaseException as error:
+            for task_id, _ in held if _may_be_applied(error) else ():
+                if task_id._settled == "sent":
+                    task_id._settled = "staged"
+            raise
         finally:
             for said, each in zip(verdicts, task_ids, strict=False):
                 if said is Verdict.APPLIED and isinstance(each, TorrelqueTaskId):
@@ -76,6 +91,11 @@ class Settler:
                 if task_id._settled == "sent":
                     task_id._settled = before
         return [judge("release", *pair, strict=False) for pair in zip(task_ids, verdicts, strict=True)]
+
+
+def _may_be_applied(error: BaseException) -> bool:
+    """Tell whether a call that ended with *error* may have settled its task all the same."""
+    return isinstance(error, TorrelqueUnknownOutcomeError) or not isinstance(error, TorrelqueRedisError)
 
 
 def is_loss(task_id: TorrelqueTaskId, refusal: TorrelqueLookupError) -> bool | None:
@@ -91,7 +111,7 @@ def is_loss(task_id: TorrelqueTaskId, refusal: TorrelqueLookupError) -> bool | N
     if isinstance(refusal, TorrelqueNotWorkingError):
         return None  # nobody is at work on it, but somebody may be soon
     if isinstance(refusal, TorrelqueLeaseLostError):
-        # Who requeued it on a pipeline, and goes on, has to bear that: somebody is at work on it now.
+        # Who requeued it on a pipeline, or was not told, and goes on, has to bear that: somebody is at work on it now.
         return True if settled == "staged" else None
     return False  # it is gone, and nobody will be
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import pickle
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import anyio
@@ -28,6 +28,7 @@ from torrelque import (
     TorrelqueTimeoutError,
     TorrelqueTypeError,
     TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
 )
 from torrelque.drivers.base import LANES
 
@@ -397,6 +398,34 @@ async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
             await settle(queue, task_id)
             if settle is _release:
                 await queue.release(task_id)  # a warning, and no news
+            await anyio.sleep(0.65)
+            ended = True
+        assert ended
+
+
+@pytest.mark.parametrize("how", ["cancelled", "unknown"])
+@pytest.mark.parametrize("settle", [_release, _release_with_result, _release_many, _requeue])
+async def test_body_that_is_not_told_of_its_settlement(open_queue: Any, settle: Any, how: str) -> None:
+    """A settlement that was applied, but cut off before it was answered, is no loss of the lease either."""
+    async with open_queue() as queue:
+        await queue.enqueue("t", task_timeout=0.6)
+        task_id, _ = await queue.dequeue(0)
+        driver, execute = queue._driver, queue._driver.execute
+        ended = False
+
+        async def cut_off(calls: Any) -> Any:
+            replies = await execute(calls)
+            driver.execute = execute
+            if how == "unknown":
+                raise TorrelqueUnknownOutcomeError("lost")
+            scope.cancel()
+            return replies
+
+        async with queue.lease(task_id):
+            driver.execute = cut_off
+            with anyio.CancelScope() as scope, suppress(TorrelqueUnknownOutcomeError):
+                await settle(queue, task_id)
+            assert scope.cancelled_caught == (how == "cancelled")
             await anyio.sleep(0.65)
             ended = True
         assert ended
