@@ -202,7 +202,7 @@ class Audit:
         # What the lists do not hold is in a place where it is found at once, or nowhere.
         await self._settle([self._doubtful(task_id) for task_id in self._doubts if task_id not in met])
         missing = [item for item in self._missing.items() if item[0] not in met]
-        await self._settle([Doubt(task_id, b"orphan leftover", state) for task_id, state in missing])
+        await self._settle([Doubt(task_id, b"expiry leftover orphan", state) for task_id, state in missing])
 
     def _admit(self, places: Places) -> None:
         """Call nothing repaired that the last walk through a list has met in several places, and not cut out."""

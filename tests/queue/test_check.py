@@ -200,6 +200,11 @@ DAMAGE: dict[str, Row] = {
         lambda s: s.admin.hset(s.key("tasks"), "final1", "1"), {("final1", "leftover")},
         lambda s: not s.admin.hexists(s.key("tasks"), "final1") and s.states()["final1"]["status"] == "3",
     ),
+    "a payload of a final task, whose state does not expire": (
+        lambda s: (s.admin.hset(s.key("tasks"), "final1", "1"), s.admin.persist(s.state("final1"))),
+        {("final1", "leftover"), ("final1", "expiry")},
+        lambda s: not s.admin.hexists(s.key("tasks"), "final1") and 3590 < s.admin.ttl(s.state("final1")) <= 3600,
+    ),
     "a state of no task": (
         lambda s: s.admin.hset(s.state("x"), "status", "1"), {("x", "leftover")}, lambda s: "x" not in s.states(),
     ),
