@@ -9,6 +9,7 @@ doubtful ids alone, each in one atomic look, with which it is also repaired.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -205,11 +206,11 @@ class Audit:
         await self._settle([Doubt(task_id, b"expiry leftover orphan", state) for task_id, state in missing])
 
     def _admit(self, places: Places) -> None:
-        """Call nothing repaired that the last walk through a list has met in several places, and not cut out."""
-        for name in LISTS:
-            for task_id, known in places[name].items():
-                if len(known) > 1 and (task_id, TorrelqueDamage.TWICE) in self._findings:
-                    self._findings[task_id, TorrelqueDamage.TWICE] = False
+        """Call nothing repaired that the last walks through the lists have met in several places, and not cut out."""
+        met = Counter(task_id for name in LISTS for task_id, known in places[name].items() for _ in known)
+        for task_id, count in met.items():
+            if count > 1 and (task_id, TorrelqueDamage.TWICE) in self._findings:
+                self._findings[task_id, TorrelqueDamage.TWICE] = False
 
     def _doubtful(self, task_id: bytes) -> Doubt:
         return Doubt(task_id, b" ".join(sorted(self._doubts[task_id])))
@@ -247,6 +248,8 @@ class Audit:
             here = [place + walk.drift - SLACK for place in known]
             there = [place - SLACK for place in places["dequeueing"].get(task_id, ())]
             cuts = await self._settle([self._doubtful(task_id)], (here, there) if pending else ([], here))
+            if pending and cuts[1]:
+                places["dequeueing"].pop(task_id, None)
             if cut := cuts[0 if pending else 1]:
                 known.clear()  # what was left of it stands in this stretch, and is met again
                 return cut

@@ -649,6 +649,28 @@ async def test_half_a_repair_is_none(open_queue: Any, stored: Stored, monkeypatc
         assert stored.counts()["pending"] == Counter(names)
 
 
+@pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
+async def test_half_a_repair_of_two_lists_is_none(
+    open_queue: Any, stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id of which a copy was cut out of one list, and another could not be followed, stands in the other as well."""
+    monkeypatch.setattr("torrelque.auditing.WALKS", 1)
+    others = [f"t{n}" for n in range(1400)]
+    dequeueing = [*["y"] * 100, *others[:600], "x", *others[600:640], "x", *others[640:800]]
+    pending = [*others[800:], "x"]
+    async with open_queue() as queue:
+        await queue.enqueue_many([*others, "x", "y"], task_ids=[*others, "x", "y"])
+        stored.admin.delete(stored.key("pending"))
+        stored.admin.rpush(stored.key("pending"), *pending)
+        stored.admin.rpush(stored.key("dequeueing"), *dequeueing)
+        report = await queue.check(repair=True, grace=SOON)
+        assert {finding.task_id for finding in report.findings} == {"x", "y"}
+        assert {finding.task_id for finding in report.left} >= stored.wrong()
+        assert "x" in stored.wrong()
+        assert (await queue.check(repair=True, grace=SOON)).left == []
+        assert stored.wrong() == set()
+
+
 @pytest.mark.parametrize("repair", [False, True], ids=["look", "repair"])
 @pytest.mark.parametrize("where", ["left", "apart"])
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
