@@ -182,8 +182,9 @@ class Stream:
     def _change_credit(self, tasks: int) -> None:
         if not 0 <= tasks <= MAX_CREDIT:
             raise invalid("credit.max_outstanding_tasks", f"must be 0 to {MAX_CREDIT}")
+        lowered = tasks < self.credit.most
         self.credit.change(tasks)
-        if not self.credit.tasks:
+        if lowered:  # what waits for tasks may have asked for more than may come now
             self._stop_taking()
 
     async def _settle(self, message: pb.ConsumeSettle) -> None:
@@ -236,10 +237,10 @@ class Stream:
         return []
 
     async def _deliver(self, tasks: Sequence[tuple[TorrelqueTaskId, bytes]]) -> None:
+        fit = max(0, self.credit.most - len(self.credit.held))  # it may have been lowered while they were on their way
+        give_back(self._visit, [task_id for task_id, _ in tasks[fit:]])
+        tasks = tasks[:fit]
         if not tasks:
-            return
-        if len(self.credit.held) + len(tasks) > self.credit.most:  # it was lowered while they were on their way
-            give_back(self._visit, [task_id for task_id, _ in tasks])
             return
         response = pb.ConsumeResponse()
         convert.add_tasks(response.delivery, tasks, self._visit.settings)

@@ -67,6 +67,18 @@ def test_credit_is_changed(client: Client) -> None:
         stream.tasks(2)
 
 
+def test_credit_is_lowered(client: Client) -> None:
+    """What comes after the credit was lowered is delivered as far as that goes, and nothing is taken beyond it."""
+    with consuming(client, max_outstanding_tasks=100) as stream:
+        stream.opened()
+        stream.send(credit=pb.ConsumeCredit(max_outstanding_tasks=2))
+        assert stream.settle() == []  # so the server has read the credit
+        specs = [pb.TaskSpec(payload=pb.Payload(data=b"x"), request_id=f"t{n}") for n in range(5)]
+        client.stub.BatchEnqueue(pb.BatchEnqueueRequest(queue=client.queue, tasks=specs))
+        assert [(task.task_id, task.dequeue_count) for task in stream.tasks(2)] == [("t0", 1), ("t1", 1)]
+        assert [client.state(f"t{n}").dequeue_count for n in range(2, 5)] == [0, 0, 0]
+
+
 def test_settled_elsewhere(client: Client, bridge: Any) -> None:
     """A settlement by another connection counts, and settling again says that the task is gone and frees the credit."""
     client.enqueue(b"1")
