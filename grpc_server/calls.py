@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
@@ -15,6 +16,7 @@ from torrelque import (
     TorrelqueDeadLetter,
     TorrelqueEnqueuedId,
     TorrelqueFullError,
+    TorrelqueNotDurableError,
     TorrelqueTaskId,
     TorrelqueTimeoutError,
     TorrelqueUnavailableError,
@@ -41,6 +43,8 @@ _ENVELOPE = 16
 LETTERS = 100
 #: So many seconds before its deadline a poll ends by itself, so that the answer still arrives.
 EARLY = 0.25
+#: About so many seconds between two tries to give tasks back while Redis is away.
+_PAUSE = 0.5
 
 
 async def enqueue(visit: Visit, request: pb.EnqueueRequest) -> pb.EnqueueResponse:
@@ -192,7 +196,7 @@ def _complain(visit: Visit, what: str, size: int, outcome: str) -> None:
 
 
 def give_back(visit: Visit, task_ids: Sequence[TorrelqueTaskId]) -> None:
-    """Requeue deliveries that nobody received, whatever becomes of the call.
+    """Requeue deliveries that nobody received, whatever becomes of the call; if Redis is away, as soon as it is back.
 
     Their numbers count on: the client may have received them after all, and must then not pass for the next worker.
     """
@@ -202,11 +206,30 @@ def give_back(visit: Visit, task_ids: Sequence[TorrelqueTaskId]) -> None:
 
     async def requeue_all() -> None:
         with visit.entry:
-            async with anyio.create_task_group() as group:
-                for task_id in task_ids:
-                    group.start_soon(visit.queue.requeue, task_id)
+            left = await _requeued(visit.queue, task_ids)
+            while left:
+                await anyio.sleep(_PAUSE * (0.5 + random.random() / 2))
+                left = await _requeued(visit.queue, left)
 
     visit.house.own("Giving back what was not received", requeue_all)
+
+
+async def _requeued(queue: Torrelque, task_ids: Sequence[TorrelqueTaskId]) -> list[TorrelqueTaskId]:
+    """Try to requeue deliveries; returns those with which Redis has failed. To try again does no harm."""
+    left: list[TorrelqueTaskId] = []
+
+    async def one(task_id: TorrelqueTaskId) -> None:
+        try:
+            await queue.requeue(task_id)
+        except TorrelqueNotDurableError:
+            pass  # it is requeued
+        except (TorrelqueUnavailableError, TorrelqueUnknownOutcomeError):
+            left.append(task_id)
+
+    async with anyio.create_task_group() as group:
+        for task_id in task_ids:
+            group.start_soon(one, task_id)
+    return left
 
 
 async def extend_lease(visit: Visit, request: pb.ExtendLeaseRequest) -> pb.ExtendLeaseResponse:

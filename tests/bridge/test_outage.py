@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.bridge import Client, Process, connect, refusal, refused, seconds, serving
 from support.http2 import HEADERS, PREFACE, SETTINGS, Wire, block, frame, message
-from support.streams import Stream, release, until
+from support.streams import BOUND, Stream, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
 from torrelque import open_server
@@ -116,6 +116,25 @@ def test_a_consumer_that_asks_meanwhile(tmp_path: Path) -> None:
             assert task.payload.data == b"2"
             assert stream.settle(release(held), release(task)) == []
             stream.half_close()
+
+
+def test_what_is_given_back_meanwhile(tmp_path: Path) -> None:
+    """What a stream is to give back when it ends while Redis is away goes back when that is there again."""
+    storage = Storage(tmp_path / "data")
+    with serving("--redis", storage.url) as process, connect(process.address, "q") as client:
+        with storage.up():
+            client.enqueue(b"1")
+            stream = Stream(client, max_outstanding_tasks=1, disconnect_policy="DISCONNECT_POLICY_REQUEUE")
+            stream.opened()
+            stream.tasks(1)
+            storage.kill()
+            stream.half_close()
+            assert list(stream.call) == []
+        with storage.up():
+            until(lambda: _works(client))
+            (task,) = client.dequeue(wait=BOUND)
+            assert task.dequeue_count == 2
+            client.release(task.task_id, dequeue_count=2)
 
 
 def _works(client: Client) -> bool:
