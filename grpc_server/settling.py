@@ -129,16 +129,21 @@ async def _apply_all(visit: Visit, group: list[Settlement]) -> list[pb.ItemError
 
 async def _apply_each(visit: Visit, group: list[Settlement]) -> list[TorrelqueError | None]:
     said: list[TorrelqueError | None] = [None] * len(group)
+    of_task: dict[str, list[int]] = {}
+    for place, each in enumerate(group):
+        of_task.setdefault(each.task_id, []).append(place)
 
-    async def one(place: int, each: Settlement) -> None:
-        try:
-            await apply(visit, each)
-        except TorrelqueError as error:
-            said[place] = error
+    async def in_turn(places: list[int]) -> None:
+        for place in places:
+            try:
+                await apply(visit, group[place])
+            except TorrelqueError as error:
+                said[place] = error
 
+    # Of calls at the same time the later may be done first, so those about one task wait for each other.
     async with anyio.create_task_group() as tasks:
-        for place, each in enumerate(group):
-            tasks.start_soon(one, place, each)
+        for places in of_task.values():
+            tasks.start_soon(in_turn, places)
     return said
 
 

@@ -11,6 +11,7 @@ import anyio
 import grpc
 import pytest
 from google.rpc.status_pb2 import Status
+from support.bridge import seconds
 
 import torrelque
 from grpc_server import calls, errors
@@ -157,6 +158,32 @@ def test_releases_of_which_a_part_is_done(
     assert [(item.index, item.reason) for item in said] == [
         (index, failed if index < 2 * portion else unsent) for index in range(portion, total)
     ]
+
+
+def test_what_is_said_of_one_task() -> None:
+    """It is done in its order, each word when the one before is done, while others are done at the same time."""
+    under_way: set[str] = set()
+    done: list[tuple[str, float]] = []
+    most = 0
+
+    async def extend(task_id: str, lease: float) -> None:
+        nonlocal most
+        assert task_id not in under_way
+        under_way.add(task_id)
+        most = max(most, len(under_way))
+        await anyio.lowlevel.checkpoint()
+        under_way.remove(task_id)
+        done.append((task_id, lease))
+
+    settlements = [
+        pb.Settlement(task_id=task_id, extend=pb.ExtendAction(task_timeout=seconds(lease)))
+        for lease in (1, 2, 3)
+        for task_id in ("a", "b")
+    ]
+    assert anyio.run(settle, visiting(SimpleNamespace(extend=extend)), settlements) == []
+    assert [lease for task_id, lease in done if task_id == "a"] == [1, 2, 3]
+    assert [lease for task_id, lease in done if task_id == "b"] == [1, 2, 3]
+    assert most == 2
 
 
 @pytest.mark.parametrize(
