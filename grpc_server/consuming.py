@@ -84,10 +84,14 @@ class Credit:
             self._bytes -= held.size
             self._tell()
 
+    def count(self, task_id: str) -> int | None:
+        """Tell the number of the delivery that is held."""
+        held = self.held.get(task_id)
+        return None if held is None else held.task_id.dequeue_count
+
     def settled(self, task_id: str, count: int | None) -> None:
         """Give the credit of a delivery back that was settled; an older one holds none here."""
-        held = self.held.get(task_id)
-        if held is not None and count in (None, held.task_id.dequeue_count):
+        if count is not None and count == self.count(task_id):
             self.forget(task_id)
 
     def extended(self, task_id: str, lease: float | None, now: float) -> None:
@@ -191,18 +195,26 @@ class Stream:
         if len(message.settlements) > MAX_SETTLEMENTS:
             raise invalid("settle.settlements", f"must be at most {MAX_SETTLEMENTS} settlements")
         asked = anyio.current_time()
+        # Now, for what is requeued may be delivered here again before all is settled.
+        counts = [convert.token(each) or self.credit.count(each.task_id) for each in message.settlements]
         errors = await settle(self._visit, message.settlements)
-        self._account(message.settlements, errors, asked)
+        self._account(message.settlements, counts, errors, asked)
         await self._write(pb.ConsumeResponse(settled=pb.ConsumeSettled(sequence=message.sequence, errors=errors)))
 
-    def _account(self, settlements: Sequence[pb.Settlement], errors: Sequence[pb.ItemError], asked: float) -> None:
+    def _account(
+        self,
+        settlements: Sequence[pb.Settlement],
+        counts: Sequence[int | None],
+        errors: Sequence[pb.ItemError],
+        asked: float,
+    ) -> None:
         failed = {error.index: error.reason for error in errors}
-        for index, each in enumerate(settlements):
+        for index, (each, count) in enumerate(zip(settlements, counts, strict=True)):
             reason = failed.get(index)
             if each.WhichOneof("action") == "extend" and reason is None:
                 self.credit.extended(each.task_id, convert.lease(each.extend), asked)
             elif reason is None or reason in _NOT_HELD:
-                self.credit.settled(each.task_id, convert.token(each))
+                self.credit.settled(each.task_id, count)
 
     # What goes
 

@@ -144,6 +144,27 @@ def test_requeued_on_the_stream(client: Client) -> None:
         assert stream.tasks(1)[0].dequeue_count == 2
 
 
+def test_delivered_again_amid_a_settlement(client: Client) -> None:
+    """What is requeued without its number, and comes again before all that was said with it is done, counts again."""
+    client.enqueue(request_id="delayed", delay=seconds(1000))
+    with consuming(client, max_outstanding_tasks=3) as stream:
+        stream.opened()
+        client.enqueue(b"1")
+        client.enqueue(b"2")
+        first, _ = stream.tasks(2)
+        refused = [pb.Settlement(task_id="delayed", release=pb.ReleaseAction())] * 300
+        requeued = pb.Settlement(task_id=first.task_id, requeue=pb.RequeueAction())
+        stream.send(settle=pb.ConsumeSettle(settlements=[requeued, *refused]))
+        said = {response.WhichOneof("response"): response for response in (stream.next(), stream.next())}
+        assert [task.dequeue_count for task in said["delivery"].delivery.tasks] == [2]
+        assert len(said["settled"].settled.errors) == 300
+        tasks = [pb.TaskSpec(payload=pb.Payload(data=b"x"))] * 5
+        client.stub.BatchEnqueue(pb.BatchEnqueueRequest(queue=client.queue, tasks=tasks))
+        stream.tasks(1)
+        assert stream.settle() == []
+        assert client.stats().working == 3
+
+
 def test_progress(client: Client) -> None:
     """Idle messages come as often as asked."""
     with consuming(client, progress_interval=seconds(0.1)) as stream:
