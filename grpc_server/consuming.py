@@ -130,6 +130,8 @@ class Stream:
         self._writing = anyio.Lock()
         self._written_at = 0.0
         self._draining = False
+        #: When the stream is ended because the server stops.
+        self._ends = math.inf
         self._has_taken = False
         self._taking: anyio.CancelScope | None = None
 
@@ -158,7 +160,9 @@ class Stream:
         scope.cancel()
 
     def _begin_draining(self) -> None:
+        grace = self._visit.settings.grace
         self._draining = True
+        self._ends = anyio.current_time() + grace - min(_EARLY, grace / 4)
         self._stop_taking()
         self.credit.change(self.credit.most)
 
@@ -234,10 +238,10 @@ class Stream:
                 continue
             self._has_taken = True
             await self._deliver(tasks)
-        grace = self._visit.settings.grace
-        await self._write(pb.ConsumeResponse(draining=pb.ConsumeDraining(grace=convert.duration(grace))))
+        left = max(0.0, self._ends - anyio.current_time())
+        await self._write(pb.ConsumeResponse(draining=pb.ConsumeDraining(grace=convert.duration(left))))
         # Who has not left by then hears the reason from us, before gRPC cuts the stream without one.
-        await anyio.sleep(grace - min(_EARLY, grace / 4))
+        await anyio.sleep_until(self._ends)
         raise draining()
 
     async def _take(self) -> Sequence[tuple[TorrelqueTaskId, bytes]]:
