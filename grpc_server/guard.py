@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from .auth import ANYBODY, Credentials, Principal, authorise, shown
 from .convert import queue_name
 from .errors import Refused, StatusCode, draining, explain, invalid, single
-from .house import House, Visit
+from .house import Drain, House, Visit
 from .limits import CALL
 
 logger = logging.getLogger("torrelque.server")
@@ -133,7 +133,7 @@ class Guard:
             raise draining()
         principal = house.authority.identify(context)
         # What has not said what it wants holds no place: streams of headers alone lock nobody out.
-        opened = await first(context) if request is None else None
+        opened = await first(context, house.drain) if request is None else None
         with house.limits.taken(rpc.kind, principal.name):
             if opened is None:
                 name = queue_name(checked(request).queue, house.settings)
@@ -205,11 +205,13 @@ class Guard:
             await self._idle.wait()
 
 
-async def first(context: Any) -> Any:
+async def first(context: Any, drain: Drain) -> Any:
     """Read the message that opens a stream."""
     request: Any = grpc.aio.EOF
-    with anyio.move_on_after(FIRST_WITHIN):
+    with anyio.move_on_after(FIRST_WITHIN) as scope, drain.told(scope.cancel):
         request = await context.read()
+    if request is grpc.aio.EOF and drain.begun:
+        raise draining()
     if request is grpc.aio.EOF or checked(request).WhichOneof("request") != "open":
         raise invalid("request", f"must be open at first, within {FIRST_WITHIN:g} s")
     return request

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,7 @@ import grpc
 import pytest
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.bridge import Client, Process, connect, refusal, refused, seconds, serving
+from support.bridge import DEADLINE, Client, Process, connect, refusal, refused, seconds, serving
 from support.streams import Stream, release
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -125,6 +126,26 @@ def test_an_idle_server_ends_at_once(storage: str) -> None:
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
         assert time.monotonic() - began < 5
+
+
+def test_a_stream_that_says_nothing(storage: str, queue: str) -> None:
+    """A stream that was begun and never opened is told that the server stops, which does not wait for it."""
+    silent = threading.Event()
+
+    def requests() -> Iterator[pb.ConsumeRequest]:
+        silent.wait(DEADLINE)
+        yield from ()
+
+    with serving("--redis", storage, "--grace", "30") as process, connect(process.address, queue) as client:
+        call = client.stub.Consume(requests(), timeout=DEADLINE)
+        client.stats()  # so the server knows of the stream
+        began = time.monotonic()
+        process.signal(signal.SIGTERM)
+        with refused("UNAVAILABLE/SERVER_DRAINING"):
+            next(call)
+        assert process.wait() == 0
+        assert time.monotonic() - began < 5
+        silent.set()
 
 
 def test_a_second_signal(storage: str, queue: str) -> None:
