@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from subprocess import PIPE
 from typing import Any
 
@@ -36,17 +36,15 @@ _BEYOND = 10.0
 READY = "ready"
 
 
-@contextlib.contextmanager
-def _reserved(settings: Settings) -> Iterator[tuple[str, ...]]:
+def _reserve(held: contextlib.ExitStack, settings: Settings) -> tuple[str, ...]:
     """Hold the ports, so that those asked for as any are the same for all workers."""
-    with contextlib.ExitStack() as held:
-        targets: list[str] = []
-        for address in settings.addresses:
-            if address.path:
-                raise SettingsError("workers: processes cannot share a unix socket: listen on a port, or use one")
-            probe(address)  # whether others share it among them: they would not keep us out
-            targets.append(address.target(_hold(held, address)))
-        yield tuple(targets)
+    targets: list[str] = []
+    for address in settings.addresses:
+        if address.path:
+            raise SettingsError("workers: processes cannot share a unix socket: listen on a port, or use one")
+        probe(address)  # whether others share it among them: they would not keep us out
+        targets.append(address.target(_hold(held, address)))
+    return tuple(targets)
 
 
 def _hold(held: contextlib.ExitStack, address: Address) -> int:
@@ -64,12 +62,17 @@ async def supervise(
     settings: Settings, count: int, log: Log, *, task_status: TaskStatus[tuple[str, ...]] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Run *count* workers until cancelled, which drains them."""
-    with _reserved(settings) as listen:
+    with contextlib.ExitStack() as held:
+        listen = _reserve(held, settings)
         async with storage(settings) as url, anyio.create_task_group() as group:
             shared = dataclasses.replace(settings, listen=listen, redis=url, reuse_port=True)
-            for index in range(count):
-                await group.start(_keep, _told(_own(shared, index), log), settings.grace, index)
-            task_status.started(listen)
+            try:
+                for index in range(count):
+                    await group.start(_keep, _told(_own(shared, index), log), settings.grace, index)
+                task_status.started(listen)
+                await anyio.sleep_forever()
+            finally:
+                held.close()  # who comes next need not wait for the calls that end here
 
 
 def _own(settings: Settings, index: int) -> Settings:

@@ -17,9 +17,11 @@ import pytest
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.bridge import DEADLINE, Client, Process, connect, refusal, refused, seconds, serving
-from support.streams import Stream, release
+from support.streams import Stream, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
+from grpc_server.lifecycle import probe
+from grpc_server.settings import Address, SettingsError
 
 GRACE = 4.0
 
@@ -219,6 +221,37 @@ def test_the_port_is_not_shared(bridge: Process, storage: str) -> None:
     assert ended.returncode == 2
     assert "listen" in ended.stderr
     assert ended.stderr.startswith("torrelque: error:")
+
+
+def is_free(address: str) -> bool:
+    """Whether a server could listen there."""
+    try:
+        probe(Address.parse(address, "listen"))
+    except SettingsError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_next_one_takes_the_port(storage: str, queue: str, workers: str) -> None:
+    """As soon as a server stops, another can listen where it did, while its last calls end."""
+    options = ("--redis", storage, "--grace", "30", "--workers", workers)
+    with serving(*options) as process, connect(process.address, queue) as client:
+        client.enqueue()
+        stream = Stream(client)
+        stream.opened()
+        (task,) = stream.tasks(1)
+        assert not is_free(process.address)
+        process.signal(signal.SIGTERM)
+        assert stream.next().WhichOneof("response") == "draining"
+        until(lambda: is_free(process.address))
+        with serving(*options, address=process.address) as following, connect(following.address, queue) as other:
+            assert other.stats().working == 1
+            assert stream.settle(release(task)) == []
+            assert other.stats().working == 0
+            stream.half_close()
+            assert list(stream.call) == []
+            assert process.wait() == 0
 
 
 def test_a_unix_socket(storage: str, queue: str, tmp_path: Any) -> None:
