@@ -26,7 +26,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .queues import Queues, open_storage
 from .rpcs import SERVICES, add_all
-from .settings import Address, Settings, SettingsError
+from .settings import MIB, Address, Settings, SettingsError
 from .tls import Certificates
 
 logger = logging.getLogger("torrelque.server")
@@ -35,6 +35,8 @@ logger = logging.getLogger("torrelque.server")
 _REFRESH = 1.0
 #: Seconds between two looks at whether gRPC still answers.
 _LOOK = 0.25
+#: Bytes of an answer that clients accept where they are told nothing.
+_MOST_CLIENTS = 4 * MIB
 #: So long gRPC may take to write the last answers.
 _LAST_ANSWERS = 0.25
 #: What the end may take beyond the grace of the calls: queues are left, connections closed.
@@ -114,7 +116,9 @@ def core_options(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(settings.reuse_port)),
         ("grpc.max_receive_message_length", settings.max_message),
-        ("grpc.max_send_message_length", settings.max_message),
+        # What answers hold of tasks and letters is cut to max_message before. What they say of a request that was
+        # carried out may be longer than that request, and has to get through.
+        ("grpc.max_send_message_length", max(settings.max_message, _MOST_CLIENTS)),
         ("grpc.max_metadata_size", 8192),
         ("grpc.absolute_max_metadata_size", 16384),
         ("grpc.max_concurrent_streams", 1000),

@@ -433,6 +433,23 @@ def test_tasks_that_fit_into_no_message_together(small: Process, wide: Client) -
     assert {task.dequeue_count for task in got} == {1}
 
 
+def test_answers_longer_than_their_requests(small: Process, queue: str) -> None:
+    """What a request was answered with gets through, though it is longer than a message may be that comes in."""
+    with connect(small.address, queue) as narrow:
+        tasks = [pb.TaskSpec(payload=pb.Payload(data=b"x"))] * 500
+        said = narrow.stub.BatchEnqueue(pb.BatchEnqueueRequest(queue=queue, tasks=tasks), timeout=DEADLINE)
+        assert len(said.results) == narrow.stats().tasks == 500
+        assert said.ByteSize() > 8192
+        unknown = [pb.Settlement(task_id="nobody", release=pb.ReleaseAction())] * 300
+        with consuming(narrow) as stream:
+            stream.opened()
+            stream.tasks(1)
+            assert len(stream.settle(*unknown)) == 300
+            assert stream.settle() == []
+        request = pb.BatchReleaseRequest(queue=queue, settlements=unknown)
+        assert len(narrow.stub.BatchRelease(request, timeout=DEADLINE).errors) == 300
+
+
 def test_dead_letters_that_fit_into_no_message(small: Process, wide: Client) -> None:
     """Pages are as long as a message is; of a letter that alone is too large the payload is left out, then the
     reason."""
