@@ -24,6 +24,8 @@ DAY = 86_400.0
 MAX_LEASE, MAX_DELAY, MAX_KEPT, MAX_INTERVAL = DAY, 365 * DAY, 30 * DAY, DAY
 #: The longest Duration, seconds.
 _MAX_DURATION = 315_576_000_000
+#: The last second that a Timestamp can name.
+_MAX_TIME = 253_402_300_799
 #: No shorter time can be kept: Redis counts milliseconds.
 MIN_LENGTH = 0.001
 MAX_BATCH = 1000
@@ -228,9 +230,17 @@ _WIRE: dict[TorrelqueTaskStatus, pb.TaskStatus] = {
 _STATUSES = frozenset(pb.TaskStatus.values())
 
 
+# What others have stored may be more than a message can say: it is cut, for a task that is damaged must not spoil what
+# is said of others.
+
+
+def _count(value: int) -> int:
+    return max(0, min(value, _MAX_INT32))
+
+
 def duration(value: float) -> Duration:
     """Spell a length of time."""
-    whole, micros = divmod(round(value * 1e6), 1_000_000)
+    whole, micros = divmod(round(max(0.0, min(value, _MAX_DURATION)) * 1e6), 1_000_000)
     return Duration(seconds=whole, nanos=micros * 1000)
 
 
@@ -238,7 +248,7 @@ def timestamp(value: float | None) -> Timestamp | None:
     """Spell a unix time; ``None`` stays unset."""
     if value is None:
         return None
-    whole, micros = divmod(round(value * 1e6), 1_000_000)
+    whole, micros = divmod(round(max(0.0, min(value, _MAX_TIME)) * 1e6), 1_000_000)
     return Timestamp(seconds=whole, nanos=micros * 1000)
 
 
@@ -283,8 +293,8 @@ def state(known: TorrelqueTaskState, settings: Settings) -> pb.TaskState:
         status=status_of(known.status),
         timeout=duration(known.timeout),
         result=None if known.result is None else payload(known.result, settings),
-        dequeue_count=known.dequeue_count,
-        requeue_count=known.requeue_count,
+        dequeue_count=_count(known.dequeue_count),
+        requeue_count=_count(known.requeue_count),
         enqueue_time=timestamp(known.enqueue_time),
         last_dequeue_time=timestamp(known.last_dequeue_time),
         last_requeue_time=timestamp(known.last_requeue_time),
@@ -298,8 +308,8 @@ def dead_letter(letter: TorrelqueDeadLetter, settings: Settings) -> pb.DeadLette
         task_id=letter.task_id,
         payload=payload(letter.task, settings),
         reason=None if letter.reason is None else payload(letter.reason, settings),
-        dequeue_count=letter.dequeue_count,
-        requeue_count=letter.requeue_count,
+        dequeue_count=_count(letter.dequeue_count),
+        requeue_count=_count(letter.requeue_count),
         enqueue_time=timestamp(letter.enqueue_time),
         last_dequeue_time=timestamp(letter.last_dequeue_time),
         last_requeue_time=timestamp(letter.last_requeue_time),
@@ -309,7 +319,7 @@ def dead_letter(letter: TorrelqueDeadLetter, settings: Settings) -> pb.DeadLette
 
 def cursor(known: TorrelqueTaskState) -> pb.WatchCursor:
     """Spell the place of a state in the life of its task."""
-    revision = 1 + known.dequeue_count + known.requeue_count + known.status.isfinal()
+    revision = 1 + _count(known.dequeue_count) + _count(known.requeue_count) + known.status.isfinal()
     return pb.WatchCursor(revision=revision, status=status_of(known.status))
 
 
@@ -321,5 +331,5 @@ def item_error(index: int, refused: Refused, known: TorrelqueTaskState | None = 
         reason=refused.reason,
         message=refused.text,
         status=pb.TASK_STATUS_UNSPECIFIED if known is None else status_of(known.status),
-        dequeue_count=0 if known is None else known.dequeue_count,
+        dequeue_count=0 if known is None else _count(known.dequeue_count),
     )

@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.bridge import Client, Process, connect, refusal, refused, seconds, serving
 from support.http2 import HEADERS, PREFACE, SETTINGS, Wire, block, frame, message
-from support.streams import BOUND, Stream, release, until
+from support.streams import BOUND, Stream, consuming, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
 from torrelque import open_server
@@ -309,6 +309,32 @@ def test_foreign_data(storage: str, admin: redis.Redis, queue: str) -> None:
         (record,) = [each for each in records if each.get("error_id") == details[0].metadata["errorId"]]
         assert "WRONGTYPE" in record["exception"]
         assert "secret payload" not in process.log()
+
+
+def test_numbers_that_no_message_holds(client: Client, admin: redis.Redis) -> None:
+    """What others have stored as the counts and times of a task may be larger than a message can say: it is cut, and
+    ends no stream and no page of others."""
+    for task_id in ("live", "dead", "dead-too"):
+        client.enqueue(request_id=task_id)
+    client.dequeue()
+    for task in client.dequeue(2):
+        client.release(task.task_id, status=pb.TASK_STATUS_REJECTED, dead_letter=True)
+    client.stub.Requeue(pb.RequeueRequest(queue=client.queue, task_id="live", delay=seconds(1000)))
+    large = dict.fromkeys(("dequeue_count", "requeue_count", "timeout", "enqueue_time", "last_dequeue_time"), "1e300")
+    for task_id in ("live", "dead"):
+        admin.hset(f"{client.queue}:task:{task_id}", mapping=large)
+    assert client.state("live").dequeue_count == 2**31 - 1
+    watch = client.watch("live")
+    assert next(watch).state == client.state("live")
+    watch.cancel()
+    letters = client.admin.ListDeadLetters(pb.ListDeadLettersRequest(queue=client.queue)).letters
+    assert [letter.task_id for letter in letters] == ["dead", "dead-too"]
+    client.enqueue(b"1")
+    with consuming(client) as stream:
+        stream.opened()
+        (task,) = stream.tasks(1)
+        (error,) = stream.settle(pb.Settlement(task_id="live", release=pb.ReleaseAction()), release(task))
+        assert (error.index, error.reason, error.dequeue_count) == (0, "TASK_NOT_WORKING", 2**31 - 1)
 
 
 def test_away_from_the_start(tmp_path: Path) -> None:
