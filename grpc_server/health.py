@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import SERVICE_NAME
 
-from .errors import Refused, StatusCode, too_many
+from .errors import Refused, StatusCode, draining, too_many
 from .guard import checked, fail, tolerant
 from .metrics import Metrics
 
@@ -79,7 +79,7 @@ class Health:
                 await self._tell_changes(watcher, request.service, context)
         finally:
             self._leave(watcher)
-        raise too_many("watches of health")
+        raise draining() if self._stopped else too_many("watches of health")
 
     async def _tell_changes(self, watcher: _Watcher, service: str, context: Any) -> None:
         while True:
@@ -89,6 +89,8 @@ class Health:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 watcher.told = status
                 self._heard.set()
+            elif self._stopped:
+                return
             else:
                 await watcher.changed.wait()
                 watcher.changed = anyio.Event()
@@ -130,7 +132,8 @@ class Health:
         self._tell(True)
 
     async def stop(self) -> None:
-        """Say that the server stops; nothing changes that any more. Returns when all who read have been told."""
+        """Say that the server stops; nothing changes that any more, so watches end. Returns when all who read have been
+        told."""
         self._stopped = True
         self._change(False)
         with anyio.move_on_after(_TELLING):

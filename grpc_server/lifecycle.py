@@ -37,8 +37,6 @@ _REFRESH = 1.0
 _LOOK = 0.25
 #: Bytes of an answer that clients accept where they are told nothing.
 _MOST_CLIENTS = 4 * MIB
-#: So long gRPC may take to write the last answers.
-_LAST_ANSWERS = 0.25
 #: What the end may take beyond the grace of the calls: queues are left, connections closed.
 _CLOSING = 5.0
 
@@ -249,11 +247,9 @@ async def _drain(doors: Doors, guard: Guard, house: House, health: Health) -> No
     await health.stop()
     house.drain.begin()
     async with anyio.create_task_group() as group:
+        # It returns when the last answer is out. To a slow client that may be long after its handler has ended.
         group.start_soon(doors.close, house.settings.grace)
         with anyio.move_on_after(house.settings.grace):
             await guard.idle()
-        # Watchers of the health service never end by themselves; and it does not wait for handlers that have failed.
-        # The answers of those that have ended may still be on their way.
-        await doors.close(min(_LAST_ANSWERS, house.settings.grace))
-    with anyio.move_on_after(1):
+    with anyio.move_on_after(1):  # gRPC does not wait for handlers that have failed
         await guard.idle()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -210,7 +212,69 @@ def test_health(storage: str) -> None:
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         process.signal(signal.SIGTERM)
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with refused("UNAVAILABLE/SERVER_DRAINING"):
+            next(watch)
         assert process.wait() == 0
+
+
+#: Bytes a second of a link that is slow.
+SLOW = 1_000_000
+
+
+@contextlib.contextmanager
+def slow_link(address: str) -> Iterator[str]:
+    """Pass a connection on to a server, but what comes from there only slowly; gives the address."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as listening, contextlib.ExitStack() as open_sockets:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def pump(source: socket.socket, sink: socket.socket, rate: float) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(8192):
+                    sink.sendall(data)
+                    time.sleep(len(data) / rate)
+            for each in (source, sink):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+        def serve() -> None:
+            near, _ = listening.accept()
+            far = open_sockets.enter_context(socket.socket())
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            far.connect((host, int(port)))
+            threading.Thread(target=pump, args=(open_sockets.enter_context(near), far, 1e9), daemon=True).start()
+            pump(far, near, SLOW)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("again", range(3))  # how much of the answer is in buffers when the signal comes is chance
+def test_a_slow_answer(storage: str, queue: str, again: int) -> None:
+    """A server that stops waits for answers that are on their way, within its grace: tasks reach a slow client."""
+    options = ("--redis", storage, "--grace", "30", "--metrics", "127.0.0.1:0")
+    wide = [("grpc.http2.lookahead_bytes", 4 << 20)]  # so the whole answer is in the buffers at once
+    with serving(*options) as process, slow_link(process.address) as address:
+        with connect(process.address, queue) as other, connect(address, queue, settings=wide) as client:
+            until(lambda: "metrics on port" in process.log())
+            port = process.log().partition("metrics on port ")[2].split()[0]
+
+            def delivered() -> bool:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
+                    return "torrelque_delivered_tasks_total 3.0" in answer.read().decode()
+
+            for _ in range(3):
+                other.enqueue(b"x" * 900_000)
+            request = pb.DequeueRequest(queue=queue, max_tasks=3, timeout=seconds(5))
+            call = client.stub.Dequeue.future(request, timeout=DEADLINE)
+            until(delivered)
+            began = time.monotonic()
+            process.signal(signal.SIGTERM)
+            assert len(call.result().tasks) == 3
+            assert process.wait() == 0
+            assert time.monotonic() - began < 20
 
 
 def test_the_port_is_not_shared(bridge: Process, storage: str) -> None:
