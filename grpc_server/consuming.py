@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import secrets
@@ -27,7 +28,7 @@ MAX_CREDIT = 10_000
 MAX_DELIVERY = 250
 #: So many seconds before the end of the grace a stream is ended.
 _EARLY = 0.5
-#: So many seconds a client that has said all has for reading what is being written.
+#: So many seconds a client that leaves has for reading what is being written.
 _LAST = 1.0
 #: About so many seconds between two tries to take tasks while Redis is away.
 _PAUSE = 0.5
@@ -129,6 +130,8 @@ class Stream:
         self._progress = convert.seconds(opened, "progress_interval", "open.progress_interval", 0.0, MAX_PROGRESS)
         self._writing = anyio.Lock()
         self._written_at = 0.0
+        #: The last delivery that was written to its end.
+        self._delivered: pb.ConsumeResponse | None = None
         self._draining = False
         #: When the stream is ended because the server stops.
         self._ends = math.inf
@@ -262,11 +265,22 @@ class Stream:
         convert.add_tasks(response.delivery, tasks, self._visit.settings)
         self.credit.add(tasks, anyio.current_time())  # first: a settlement may come before the write returns
         try:
-            await self._write(response)
-        except BaseException:
-            self._take_back([task_id for task_id, _ in tasks])
-            raise
-        self._visit.house.metrics.delivered.inc(len(tasks))
+            await self._write_delivery(response)
+        finally:
+            if self._delivered is response:
+                self._visit.house.metrics.delivered.inc(len(tasks))
+            else:
+                self._take_back([task_id for task_id, _ in tasks])
+
+    async def _write_delivery(self, response: pb.ConsumeResponse) -> None:
+        """Write tasks; when the stream ends meanwhile, wait for what becomes of it: the client may have read them."""
+        async with self._writing:
+            writing = asyncio.ensure_future(self._visit.context.write(response))
+            try:
+                await asyncio.shield(writing)
+            finally:
+                if await _succeeded(writing):
+                    self._delivered, self._written_at = response, anyio.current_time()
 
     def _take_back(self, task_ids: Sequence[TorrelqueTaskId]) -> None:
         """Requeue what could not be written."""
@@ -281,6 +295,15 @@ class Stream:
                 await self._write(pb.ConsumeResponse(progress=pb.ConsumeProgress()))
                 silent = 0.0
             await anyio.sleep(interval - silent)
+
+
+async def _succeeded(writing: asyncio.Future[None]) -> bool:
+    """Tell how a write has ended; gRPC knows that soon, also of one whose call is over."""
+    if not writing.done():
+        with anyio.move_on_after(_LAST, shield=True):
+            await asyncio.wait([writing])
+        writing.cancel()
+    return writing.done() and not writing.cancelled() and writing.exception() is None
 
 
 #: A task about which one of these is said is not held by that delivery any more.

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import redis
 from support.bridge import ROOT
 
 BACKENDS = ["asyncio", "trio"]
@@ -197,3 +198,55 @@ def test_a_crash_cancels_its_neighbours(tmp_path: Path, backend: str) -> None:
         anyio.run(main, backend=sys.argv[1])
     """
     assert run(tmp_path, program, backend) == "cancelled\nTorrelqueError\n"
+
+
+def test_what_was_read_stays_leased_when_the_stream_breaks(
+    tmp_path: Path, storage: str, admin: redis.Redis, queue: str
+) -> None:
+    """A client that reads a task and is gone keeps its lease, though the server hears of that before its write ends."""
+    program = """
+        import dataclasses, queue as queues
+        from grpc_server import consuming
+
+        class Slow:
+            # The end of a delivery's write is heard of late; all else is gRPC's.
+            def __init__(self, context):
+                self.context, self.ends = context, asyncio.Event()
+            def __getattr__(self, name):
+                return getattr(self.context, name)
+            async def write(self, response):
+                await self.context.write(response)
+                if response.WhichOneof("response") == "delivery":
+                    await self.ends.wait()
+
+        class Stream(consuming.Stream):
+            def __init__(self, visit, opened):
+                super().__init__(dataclasses.replace(visit, context=Slow(visit.context)), opened)
+            async def _read_all(self):
+                try:
+                    await super()._read_all()
+                finally:
+                    # By then all tasks of the stream are cancelled.
+                    asyncio.get_running_loop().call_later(0.1, self._visit.context.ends.set)
+
+        def read(stub):
+            requests = queues.SimpleQueue()
+            requests.put(pb.ConsumeRequest(open=pb.ConsumeOpen(queue=sys.argv[2], max_outstanding_tasks=1)))
+            call = stub.Consume(iter(requests.get, None))
+            next(call)
+            stub.Enqueue(pb.EnqueueRequest(queue=sys.argv[2], task=pb.TaskSpec(payload=pb.Payload(data=b"1"))))
+            (task,) = next(call).delivery.tasks
+            call.cancel()
+            requests.put(None)
+            return task.task_id
+
+        async def main():
+            consuming.Stream = Stream
+            async with grpc_server.running(settings(redis=sys.argv[1])) as server:
+                task_id = await ask(server.address, read)
+            print(task_id)
+        anyio.run(main)
+    """
+    task_id = run(tmp_path, program, storage, queue).strip()
+    assert admin.zrange(f"{queue}:working", 0, -1) == [task_id.encode()]
+    assert admin.llen(f"{queue}:pending") == 0
