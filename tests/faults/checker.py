@@ -32,7 +32,6 @@ class Allowances:
     :ivar tolerance: seconds by which the clocks of Redis and of the history may part
     :ivar drained: the queue was drained and swept twice: nothing but kept results may be left
     :ivar results_kept: each release keeps a result beyond the run, so that no id is ever enqueued anew
-    :ivar hands_back: a worker's death gives its tasks back at once (a stream with ``DISCONNECT_POLICY_REQUEUE``)
     :ivar rollback: the server may forget what it acknowledged (a failover, a power cut without fsync): loss, releases
         undone, tokens given twice, forgotten extensions, and what the owner before a forgotten claim did, are counted
         only
@@ -42,7 +41,6 @@ class Allowances:
     tolerance: float = 0.05
     drained: bool = True
     results_kept: bool = False
-    hands_back: bool = False
     rollback: bool = False
 
 
@@ -182,7 +180,9 @@ class _Enqueue:
     digest: str
     invoked: int
     completed: float
-    added: bool | None
+    added: bool
+    #: It was said to be new, in so many words.
+    sure: bool
     lease: float | None
 
 
@@ -207,9 +207,32 @@ class _Task:
         """Tell whether the task may have begun again after its end, as a dead letter or as an id that was used anew."""
         if self.revived:
             return True
-        released = min([*(settle.invoked for settle in self.releases(OK, UNKNOWN)), *self.given_up], default=math.inf)
         able = [e for e in self.enqueues if e.outcome == UNKNOWN or e.added]
-        return any(enqueue.completed > released for enqueue in able) and len(able) > 1
+        return any(enqueue.completed > self.first_end for enqueue in able) and len(able) > 1
+
+    @property
+    def first_end(self) -> float:
+        """Before that it has not ended; infinite if nobody has ended it."""
+        return min([*(settle.invoked for settle in self.releases(OK, UNKNOWN)), *self.given_up], default=math.inf)
+
+    def first_life(self) -> _Task:
+        """Tell what came before it may have ended."""
+        end = self.first_end
+        return _Task(
+            self.enqueues,
+            [delivery for delivery in self.deliveries if delivery.completed < end],
+            [settle for settle in self.settles if settle.invoked < end],
+        )
+
+    def lives(self) -> int:
+        """Count how often it has begun for sure, if it was accepted at all."""
+        return max(1, sum(enqueue.sure for enqueue in self.enqueues)) + self.revived
+
+    def ends(self) -> int:
+        """Count how often it may have ended. A release by a delivery that was not the last one has ended nothing."""
+        newest = 0 if self.may_live_again() else max((delivery.token or 0 for delivery in self.deliveries), default=0)
+        unsure = [s for s in self.releases(UNKNOWN) if s.token is None or s.token >= newest]
+        return len(self.releases(OK)) + len(unsure) + len(self.given_up)
 
 
 def _group(calls: Iterable[Call]) -> dict[str, _Task]:
@@ -244,7 +267,8 @@ def _add_enqueues(tasks: dict[str, _Task], call: Call) -> None:
         added = call.outcome == OK and not deduplicated
         lease = call.more.get("lease")
         end = math.inf if call.outcome == UNKNOWN else _end(call)  # it may be stored long after its caller gave up
-        tasks[task_id].enqueues.append(_Enqueue(call.outcome, said, call.invoked, end, added, lease))
+        sure = added and deduplicated is not None
+        tasks[task_id].enqueues.append(_Enqueue(call.outcome, said, call.invoked, end, added, sure, lease))
 
 
 def verdicts(call: Call) -> list[str]:
@@ -338,8 +362,6 @@ class _Judge:
         self._live = final.live
         self._tasks = _group(history.calls)
         self._doubt = Doubt(history.calls, history.events, allowances.lease)
-        ways_back = {"disconnect", *(("kill", "term", "stop") if allowances.hands_back else ())}
-        self._given_back = {event.about for event in history.events if event.kind in ways_back}
         self._stops = _stops(history.events)
         self._findings = Findings()
         names = ("enqueued", "delivered", "released", "lost", "unexpected", "duplicated", "recovered", "unseen claims")
@@ -372,11 +394,12 @@ class _Judge:
     def _judge_loss(self, task_id: str, task: _Task) -> None:
         """I1: what was accepted is done, or may be done, or is there."""
         counts, accepted = self._findings.counts, any(enqueue.outcome == OK for enqueue in task.enqueues)
-        done = bool(task.releases(OK)) or bool(task.given_up) or task_id in self._final.results
         counts["enqueued"] += accepted
         counts["released"] += bool(task.releases(OK))
-        there = done or bool(task.releases(UNKNOWN)) or task_id in self._live
-        if accepted and not there:
+        there = task_id in self._live or task_id in self._final.results or task.ends() > 0
+        if task_id in self._final.results and not task.releases(OK, UNKNOWN) and not task.given_up:
+            self._broken("ended", task_id, "has a final state, and nobody has ended it")
+        elif accepted and task_id not in self._live and task.ends() < task.lives():
             last = f"last delivery {task.deliveries[-1].token}" if task.deliveries else "never delivered"
             self._broken("lost", task_id, f"was accepted, and is neither done nor there ({last})", by_rollback=True)
         unsure = any(enqueue.outcome == UNKNOWN for enqueue in task.enqueues)
@@ -401,11 +424,17 @@ class _Judge:
             self._broken("payload", task_id, f"sent {sorted(sent)}, came as {sorted(got)}")
 
     def _judge_lives(self, task_id: str, task: _Task) -> None:
-        """A task that may have begun again after its end: it cannot end more often than it began."""
+        """A task that may have begun again after its end: it cannot end more often than it began.
+
+        Until its first end it is like any other.
+        """
         self._findings.counts["may live again"] += 1
         begun = sum(enqueue.outcome == UNKNOWN or bool(enqueue.added) for enqueue in task.enqueues) + task.revived
         if len(task.releases(OK)) > begun:
             self._broken("settled twice", task_id, f"ended {len(task.releases(OK))} times, begun {begun} times")
+        first = task.first_life()
+        self._judge_tokens(task_id, first)
+        self._judge_settles(task_id, first)
 
     def _judge_end(self, task_id: str, task: _Task) -> None:
         """I6: the end is the end, once."""
@@ -456,11 +485,8 @@ class _Judge:
 
     def _judge_reason(self, task_id: str, task: _Task, before: _Delivery, claimed: float, after: _Delivery) -> None:
         own = [s for s in task.settles if s.token in (before.token, None) and s.invoked <= after.completed]
-        if any(settle.op == "requeue" and settle.outcome != FAIL for settle in own):
+        if any(s.op == "requeue" and s.outcome != FAIL and s.completed >= claimed for s in own):
             self._findings.counts["requeued"] += 1
-            return
-        if before.process in self._given_back:
-            self._findings.counts["handed back"] += 1
             return
         if after.completed < self._lease_end(task, own, claimed) - self._allowed.tolerance * _SECOND:
             held = (after.completed - before.completed) / _SECOND

@@ -161,12 +161,6 @@ def test_enqueued_anew() -> None:
     assert story.kinds(results_kept=True) == ["settled twice", "after finality", "token"]
 
 
-def test_given_back() -> None:
-    """A stream that ends may give its tasks back at once."""
-    story = Story().enqueue(0).deliver(1, 1).event(1.1, "disconnect", "w1").deliver(1.2, 2, "w2")
-    assert story.settle(1.3, "release", 2, "w2").kinds() == []
-
-
 def test_shortened_lease() -> None:
     """A lease that its holder made shorter ends sooner; one that it made longer, later."""
     story = Story().enqueue(0).deliver(1, 1).settle(1.1, "extend", 1, lease=0.1).deliver(1.3, 2, "w2")
@@ -193,6 +187,35 @@ def test_lost() -> None:
     assert Story().enqueue(0).deliver(1, 1).settle(4, "release", 1, value=[NOT_WORKING]).kinds() == ["lost"]
     findings = Story().enqueue(0).check(rollback=True)
     assert (findings.violations, findings.counts["lost"]) == ([], 1)
+
+
+def test_lost_behind_a_release_without_an_answer() -> None:
+    """That a delivery may have released it explains a loss only if no later one has come."""
+    story = Story().enqueue(0).deliver(1, 1).settle(1.5, "release", 1, how=UNKNOWN)
+    assert story.kinds() == []
+    assert story.deliver(4, 2, "w2").kinds() == ["lost"]
+    assert story.settle(4.1, "release", None, "w2", UNKNOWN).kinds() == []
+
+
+def test_lost_in_another_life() -> None:
+    """What ended, began again and is gone was lost, though it had ended once."""
+    story = done().settle(2, "revive", 1, "server")
+    assert story.kinds() == ["lost"]
+    assert story.deliver(3, 2).settle(3.1, "release", 2, how=UNKNOWN).kinds() == []
+    story = Story().enqueue(0).deliver(1, 1).settle(4, "give up", 1, "server").settle(5, "revive", 1, "server")
+    assert story.kinds() == ["lost"]
+    story = done().enqueue(3, value=[False])
+    assert story.kinds() == []
+    story = Story().enqueue(0, value=[False]).deliver(1, 1).settle(1.5, "release", 1).enqueue(3, value=[False])
+    assert story.kinds() == ["lost"]
+
+
+def test_ended_by_nobody() -> None:
+    """A final state is there of a task that nobody has released or given up."""
+    story = Story().enqueue(0).deliver(1, 1)
+    story.final.results["t"] = "COMPLETED"
+    assert story.kinds() == ["ended"]
+    assert story.settle(1.5, "release", 1, how=UNKNOWN).kinds() == []
 
 
 def test_live_is_not_lost() -> None:
@@ -236,7 +259,6 @@ def test_unexplained() -> None:
     assert story.kinds() == ["unexplained"]
     # That another worker died, or that this one was to die, is no reason; nor is a requeue that was refused.
     assert story.event(1.1, "kill", "w3").event(1.1, "kill", "w1").kinds() == ["unexplained"]
-    assert story.kinds(hands_back=True) == []
     assert story.settle(1.1, "requeue", 1, "w1", FAIL, "TorrelqueUnavailableError").kinds() == ["unexplained"]
 
 
@@ -292,6 +314,22 @@ def test_late_reason() -> None:
     """A requeue that was asked for after the next delivery does not explain it."""
     story = Story().enqueue(0).deliver(1, 1).deliver(2, 2, "w2").settle(2.5, "requeue", 1, how=UNKNOWN)
     assert story.settle(2.6, "release", 2, "w2").kinds() == ["unexplained"]
+
+
+def test_early_reason() -> None:
+    """A requeue by the plain id that was over before the delivery was asked for does not explain the next one."""
+    story = Story().enqueue(0).deliver(0.2, 1).settle(0.5, "requeue", None).deliver(1, 2, "w2")
+    assert story.settle(1.6, "release", 3, "w3").deliver(1.5, 3, "w3").kinds() == ["unexplained"]
+
+
+def test_before_the_first_end() -> None:
+    """A task that may have begun again is like any other until its first end."""
+    story = Story().enqueue(0, UNKNOWN).enqueue(0.1).deliver(1, 1).deliver(1.2, 2, "w2")
+    story.settle(1.3, "release", 2, "w2")
+    assert story.check().counts["may live again"] == 1
+    assert story.kinds() == ["unexplained"]
+    assert story.settle(1.25, "extend", 1).kinds() == ["unexplained", "stale"]
+    assert story.settle(1.1, "requeue", 1, how=UNKNOWN, took=None).kinds() == ["stale"]
 
 
 def test_refused() -> None:
