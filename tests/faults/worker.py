@@ -294,6 +294,15 @@ class WireWorker:
         return verdicts(tasks, self._stub.BatchRelease(request, timeout=DEADLINE).errors)
 
 
+@dataclass(frozen=True)
+class Settle:
+    """Tasks that were settled on a stream."""
+
+    call: Any
+    tasks: list[Any]
+    sent: int
+
+
 class Stream:
     """One Consume stream, read by one thread."""
 
@@ -304,20 +313,33 @@ class Stream:
             progress_interval=seconds(1),
         )  # fmt: skip
         self._requests.put(pb.ConsumeRequest(open=opened))
-        self.began = time.monotonic_ns()
+        #: No task of the next delivery was claimed before: a server claims them when it has written the ones before.
+        self.since = time.monotonic_ns()
+        self._answered = self.since
         self._call = stub.Consume(iter(self._requests.get, None))
         #: The settles that were sent and not answered, by their sequence numbers.
-        self.open: dict[int, tuple[Any, list[Any]]] = {}
+        self.open: dict[int, Settle] = {}
         self._sequence = 0
 
     def next(self) -> pb.ConsumeResponse | None:
         """Read the next message; ``None`` at the end."""
         return next(self._call, None)
 
+    def delivered(self) -> int:
+        """Tell since when the tasks of the delivery that was just read may have been claimed."""
+        since, self.since = self.since, self._answered
+        return since
+
+    def settled(self, sequence: int) -> Settle:
+        """Take the settle that was just answered: what comes from here on was written after it was sent."""
+        settle = self.open.pop(sequence)
+        self._answered = max(self._answered, settle.sent)
+        return settle
+
     def release(self, tasks: list[Any], call: Any) -> None:
         """Ask for the release of tasks; the answer is a message among others."""
         self._sequence += 1
-        self.open[self._sequence] = (call, tasks)
+        self.open[self._sequence] = Settle(call, tasks, time.monotonic_ns())
         settle = pb.ConsumeSettle(sequence=self._sequence, settlements=settlements(tasks))
         self._requests.put(pb.ConsumeRequest(settle=settle))
 
@@ -345,17 +367,19 @@ class StreamWorker(WireWorker):
                 time.sleep(PAUSE)
             finally:
                 stream.close()
-            for call, tasks in stream.open.values():
-                call.unknown()
-                self._settle("batch", tasks)
+            for settle in stream.open.values():
+                settle.call.unknown()
+                self._settle("batch", settle.tasks)
 
     def _read(self, stream: Stream) -> None:
         leaving = closing = False
-        while (response := self._receive(stream)) is not None:
+        while (response := stream.next()) is not None:
             if response.WhichOneof("response") == "settled":
-                call, tasks = stream.open.pop(response.settled.sequence)
-                call.ok(verdicts(tasks, response.settled.errors))
+                settle = stream.settled(response.settled.sequence)
+                settle.call.ok(verdicts(settle.tasks, response.settled.errors))
             elif tasks := list(response.delivery.tasks):
+                with self._recorder.call("dequeue", self._orders.batch, since=stream.delivered()) as call:
+                    call.ok([(task.task_id, task.dequeue_count, digest(task.payload.data)) for task in tasks])
                 time.sleep(self._plan.busy(self._orders.busy))
                 named = [(task.task_id, task.dequeue_count) for task in tasks]
                 stream.release(tasks, self._recorder.begin("release", named))
@@ -363,14 +387,6 @@ class StreamWorker(WireWorker):
             if leaving and not stream.open and not closing:
                 closing = True
                 stream.half_close()
-
-    def _receive(self, stream: Stream) -> pb.ConsumeResponse | None:
-        """Any message may be a delivery, so waiting for one is a dequeue."""
-        with self._recorder.call("dequeue", self._orders.batch, since=stream.began) as call:
-            response = stream.next()
-            tasks = [] if response is None else response.delivery.tasks
-            call.ok([(task.task_id, task.dequeue_count, digest(task.payload.data)) for task in tasks])
-        return response
 
 
 def settlements(tasks: list[Any]) -> list[pb.Settlement]:
