@@ -102,8 +102,10 @@ async def test_company_may_wait_for_more() -> None:
     answers: dict[int, Any] = {}
     async with open_background(driver) as background:
         coalescer = Coalescer(driver, background, lambda: 0.5)  # longer than this machine stands still
+        begun = driver.now()
         for i in (1, 2):
             await ask(coalescer, i, answers)
+        assert driver.now() - begun < 0.5
         async with anyio.create_task_group() as group:
             for i in (3, 4):
                 group.start_soon(ask, coalescer, i, answers)
@@ -160,6 +162,19 @@ async def test_a_crowd_is_served_in_two_halves() -> None:
         driver.gate.set()
     assert answers == {i: b"%d" % i for i in range(300)}
     assert sum(call.count for run in driver.runs for call in run) == 300
+
+
+async def test_each_crowd_is_halved() -> None:
+    """A crowd that comes when the one before is served is halved as well."""
+    driver = ScriptedDriver(echo)
+    answers: dict[int, Any] = {}
+    async with open_background(driver) as background:
+        coalescer = Coalescer(driver, background)
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                for i in range(100):
+                    group.start_soon(ask, coalescer, i, answers)
+    assert [[call.count for call in run] for run in driver.runs] == [[50]] * 4
 
 
 async def test_a_crowd_does_not_wait_for_the_run_under_way() -> None:
@@ -312,6 +327,41 @@ async def test_runs_are_bounded() -> None:
     # AnyIO starts tasks in any order on Trio, but each run is filled before the next is begun.
     assert sorted(call.count for call in sent if call.script.name == "state") == [1, BOUND, BOUND]
     assert sum(call.count for call in sent if call.script.name == "enqueue") == 7
+
+
+async def test_runs_of_one_kind_are_bounded() -> None:
+    """Also where all who wait ask for the same, one more than the bound makes another run."""
+    driver = ScriptedDriver(echo)
+    driver.gate = anyio.Event()
+    answers: dict[int, Any] = {}
+    async with open_background(driver) as background, anyio.create_task_group() as group:
+        coalescer = Coalescer(driver, background)
+        group.start_soon(ask, coalescer, 0, answers)
+        await anyio.wait_all_tasks_blocked()
+        for i in range(1, BOUND + 2):
+            group.start_soon(ask, coalescer, i, answers)
+        await anyio.wait_all_tasks_blocked()
+        driver.gate.set()
+    assert [[call.count for call in run] for run in driver.runs] == [[1], [BOUND, 1]]
+
+
+async def test_whole_answers_are_not_shared() -> None:
+    """Calls without items have a run each, and an answer each, in one round trip."""
+    driver = ScriptedDriver(echo)
+    driver.gate = anyio.Event()
+    counts: list[TorrelqueQueueStats] = []
+
+    async def count() -> None:
+        counts.append(await coalescer.run(CALLS.stats()))
+
+    async with open_background(driver) as background, anyio.create_task_group() as group:
+        coalescer = Coalescer(driver, background)
+        for _ in range(3):
+            group.start_soon(count)
+            await anyio.wait_all_tasks_blocked()
+        driver.gate.set()
+    assert counts == [TorrelqueQueueStats(0, 0, 0, 0)] * 3
+    assert [len(run) for run in driver.runs] == [1, 2]
 
 
 async def test_one_item_may_be_larger_than_a_run() -> None:

@@ -12,7 +12,12 @@ import pytest
 from unit.scripted import NOTHING, ScriptedDriver, claim, open_background
 
 from torrelque.calls import Call, Calls, Delivery
-from torrelque.errors import TorrelqueClosedError, TorrelqueUnavailableError, TorrelqueUnknownOutcomeError
+from torrelque.errors import (
+    TorrelqueClosedError,
+    TorrelqueStorageError,
+    TorrelqueUnavailableError,
+    TorrelqueUnknownOutcomeError,
+)
 from torrelque.keys import Keys
 from torrelque.listening import Hub
 from torrelque.waiting import CLAIM, HALF, Room
@@ -67,6 +72,22 @@ class Standstill(ScriptedDriver):
         replies = await super().execute(calls)
         self._stood, self.stands = self._stood + self.stands, 0.0
         return replies
+
+
+class GatedClaims(ScriptedDriver):
+    """Each claim whose number has a gate waits for it."""
+
+    def __init__(self, answer: Callable[[Call[Any]], Any], *numbers: int) -> None:
+        super().__init__(answer)
+        self.gates = {number: anyio.Event() for number in numbers}
+
+    async def execute(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        gate = self.gates.get(len(self.named("dequeue"))) if calls[0].script.name == "dequeue" else None
+        if gate is None:
+            return await super().execute(calls)
+        self.runs.append(list(calls))
+        await gate.wait()
+        return [self.answer(call) for call in calls]
 
 
 @asynccontextmanager
@@ -191,6 +212,28 @@ async def test_a_look_without_waiting() -> None:
     assert driver.blocker.opened == 0
 
 
+async def test_a_look_of_ones_own() -> None:
+    """Who looks while a claim for others is under way is not sent away by its answer: that may be older."""
+    driver = GatedClaims(Script(NOTHING, claim("a")), 0)
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(take, room, 1, 0, got)
+        await until(lambda: bool(driver.runs))
+        group.start_soon(take, room, 1, 0, got)
+        await anyio.wait_all_tasks_blocked()
+        driver.gates[0].set()
+    assert got == [[], ["a"]]
+
+
+async def test_as_many_bytes_as_are_wanted() -> None:
+    """What fills the room to the byte is taken."""
+    driver = ScriptedDriver(Script(claim("a", "b", "c")))
+    async with open_room(driver) as room:
+        assert [delivery.task_id for delivery in await room.dequeue(3, None, room=6)] == [b"a", b"b"]
+        await until(lambda: bool(returned(driver)))
+    assert returned(driver) == [(b"c", b"1")]
+
+
 async def test_a_look_goes_on_while_the_bound_was_met() -> None:
     """A claim that met its bound has not seen all, so the look goes on."""
     driver = ScriptedDriver(Script(claim(more=1), claim(more=1), claim("a")))
@@ -253,18 +296,22 @@ async def test_both_halves_are_claimed_for_at_once() -> None:
     assert returned(driver) == []
 
 
-async def test_a_poll_is_not_sent_away_while_tasks_for_it_are_on_their_way() -> None:
+@pytest.mark.parametrize("empty", [0, 1])
+async def test_a_poll_is_not_sent_away_while_tasks_for_it_are_on_their_way(empty: int) -> None:
     """That one half found nothing more does not mean that nothing is there: the other half's claim may bring it."""
-    driver = TwoClaims(claim(*[f"a{i}" for i in range(16)]), NOTHING)
+    answers = [claim(*[f"a{i}" for i in range(16)])] * 2
+    answers[empty] = NOTHING
+    driver = TwoClaims(*answers)
     got: list[Any] = []
     async with open_room(driver) as room, anyio.create_task_group() as group:
         for _ in range(32):
             group.start_soon(take, room, 1, 0, got)
         await until(lambda: len(driver.named("dequeue")) == 2)
-        driver.gates[1].set()
-        await anyio.wait_all_tasks_blocked()
+        driver.gates[empty].set()
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
         assert got == [], "16 of them will be served"
-        driver.gates[0].set()
+        driver.gates[1 - empty].set()
     assert sorted(filter(None, got)) == sorted([f"a{i}"] for i in range(16))
     assert got.count([]) == 16
     assert returned(driver) == []
@@ -363,6 +410,62 @@ async def test_blocked_connection_wakes_who_waits() -> None:
     assert driver.blocker.opened == 1
     adopting = [call.items for call in driver.named("dequeue") if call.items]
     assert adopting == [(b"caught",)]
+
+
+async def test_caught_while_all_are_claimed_for() -> None:
+    """An id that is caught when claims for all who wait are under way is adopted all the same."""
+    ids = (f"t{i}" for i in range(100))
+
+    def answer(call: Call[Any]) -> Any:
+        if call.script.name != "dequeue":
+            return b" ".join([b"1"] * call.count)
+        if len(driver.named("dequeue")) <= 2:
+            return NOTHING
+        adopted = [task_id.decode() for task_id in call.items]
+        return claim(*adopted, *[next(ids) for _ in range(int(call.head[2]) - len(adopted))])
+
+    driver = GatedClaims(answer, 2, 3, 4)
+    got: list[Any] = []
+    async with open_room(driver) as room, anyio.create_task_group() as group:
+        group.start_soon(take, room, 1, None, got)
+        await waits(driver)
+        for _ in range(31):
+            group.start_soon(take, room, 1, None, got)
+        await until(lambda: len(driver.named("dequeue")) == 3)
+        await anyio.wait_all_tasks_blocked()
+        driver.gates[2].set()
+        await until(lambda: len(driver.named("dequeue")) == 4)
+        for _ in range(16):
+            group.start_soon(take, room, 1, None, got)
+        await until(lambda: len(driver.named("dequeue")) == 5)
+        driver.blocker.put(b"caught")
+        await until(lambda: not driver.blocker.blocked)
+        driver.gates[3].set()
+        await until(lambda: len(driver.named("dequeue")) == 6)
+        assert driver.named("dequeue")[5].items == (b"caught",)
+        driver.gates[4].set()
+    assert len(got) == 48
+
+
+async def test_unblocking_that_is_refused() -> None:
+    """Who may not unblock the connection asks for it once; what that still catches goes back."""
+    driver = ScriptedDriver(Script())
+    tries = 0
+
+    async def refuse() -> None:
+        nonlocal tries
+        tries += 1
+        raise TorrelqueStorageError("NOPERM")
+
+    driver.blocker.unblock = refuse  # type: ignore[method-assign]
+    async with open_room(driver) as room:
+        with anyio.move_on_after(0.02):
+            await room.dequeue(1, None)
+        await until(lambda: tries > 0)
+        await anyio.sleep(0.05)
+        assert tries == 1
+        driver.blocker.put(b"caught")
+        await until(lambda: returned(driver) == [(b"caught", b"")])
 
 
 async def test_unblocked_when_nobody_waits() -> None:
