@@ -60,9 +60,9 @@ def test_credit_is_changed(client: Client) -> None:
         stream.opened()
         stream.send(credit=pb.ConsumeCredit(max_outstanding_tasks=0))
         assert stream.settle() == []  # so the server has read the credit
-        client.enqueue()
-        client.enqueue()
+        ids = [client.enqueue(), client.enqueue()]
         assert client.stats().pending == 2
+        assert [client.state(task_id).dequeue_count for task_id in ids] == [0, 0]
         stream.send(credit=pb.ConsumeCredit(max_outstanding_tasks=2))
         stream.tasks(2)
 
@@ -123,6 +123,22 @@ def test_extended_on_the_stream(client: Client, admin: redis.Redis) -> None:
         assert client.stats().pending == 1
         (error,) = stream.settle(pb.Settlement(task_id=task.task_id, dequeue_count=5, extend=extend))
         assert error.reason == "LEASE_LOST"
+        for _ in range(5):
+            assert stream.settle() == []
+        assert client.stats().pending == 1, "what is said of another delivery gives no credit back"
+
+
+def test_the_credit_of_an_extended_lease(client: Client) -> None:
+    """Credit comes back when the lease would end as it was extended, not as it was."""
+    client.enqueue(b"1", task_timeout=seconds(0.5))
+    with consuming(client) as stream:
+        stream.opened()
+        (task,) = stream.tasks(1)
+        extend = pb.ExtendAction(task_timeout=seconds(500))
+        assert stream.settle(pb.Settlement(task_id=task.task_id, dequeue_count=1, extend=extend)) == []
+        assert client.dequeue(wait=0.7) == []
+        client.enqueue(b"2")
+        assert [each.payload.data for each in client.dequeue(wait=1)] == [b"2"]
 
 
 def test_a_lease_that_ends_gives_its_credit_back(client: Client) -> None:

@@ -142,6 +142,23 @@ def test_a_batch_of_settlements(client: Client) -> None:
     assert (stats.working, stats.delayed) == (2, 1)
 
 
+def test_results_of_a_batch_are_kept_each_for_its_own_time(client: Client, admin: redis.Redis) -> None:
+    """Neighbours that say otherwise how long, or how, are not done alike."""
+    ids = [client.enqueue() for _ in range(3)]
+    client.dequeue(3)
+    actions = [
+        pb.ReleaseAction(result=pb.Payload(data=b"r"), result_ttl=seconds(ttl), status=status)
+        for ttl, status in (
+            (100, pb.TASK_STATUS_COMPLETED), (500, pb.TASK_STATUS_COMPLETED), (500, pb.TASK_STATUS_REJECTED),
+        )
+    ]  # fmt: skip
+    settlements = [pb.Settlement(task_id=task_id, release=action) for task_id, action in zip(ids, actions, strict=True)]
+    assert not client.stub.BatchRelease(pb.BatchReleaseRequest(queue=client.queue, settlements=settlements)).errors
+    kept = [admin.ttl(f"{client.queue}:task:{task_id}") for task_id in ids]
+    assert kept == pytest.approx([100, 500, 500], abs=5)
+    assert [client.state(task_id).status for task_id in ids] == [action.status for action in actions]
+
+
 def test_a_repeated_release_can_be_told(client: Client) -> None:
     """Of a task that is not the caller's any more is said what is known: final, by the very same delivery."""
     task_id = client.enqueue()

@@ -481,6 +481,60 @@ def test_dequeue_tells_when_to_come_back(store: Store) -> None:
     assert until_next(store.run(DEQUEUE, *claim(2))) == pytest.approx(5, abs=1)
 
 
+def test_claim_is_bounded_by_bytes(store: Store) -> None:
+    """The first few tasks tell how large the others are: a claim stops after some mebibytes."""
+    store.seed(Data(tasks={f"t{i}": "x" * 300_000 for i in range(40)}))
+    store.admin.lpush(store.keys.pending, *[f"t{i}" for i in range(40)])
+    said = store.run(DEQUEUE, *claim(40, bound=125))
+    assert said.split()[1] == b"1"
+    assert store.admin.zcard(store.keys.working) == 16
+    assert len(said) < 5_000_000
+
+
+def test_claim_beside_many_that_are_due(store: Store) -> None:
+    """Moving what is due uses up a part of the bound only; where more of it was left, there is more."""
+    ids = [f"t{i}" for i in range(200)]
+    store.seed(Data(tasks=dict.fromkeys(ids, "x")))
+    store.admin.zadd(store.keys.delayed, dict.fromkeys(ids, 1))
+    said = store.run(DEQUEUE, *claim(20, bound=125))
+    assert store.admin.zcard(store.keys.working) == 20
+    assert store.admin.zcard(store.keys.delayed) == 200 - 31
+    assert said.split()[1] == b"1"
+    # Of what was moved nothing may be a task.
+    store.admin.hdel(store.keys.tasks, *ids)
+    store.admin.delete(store.keys.pending)
+    assert store.run(DEQUEUE, *claim(1, bound=125)).split()[1] == b"1"
+
+
+def test_sleepers_are_told(store: Store) -> None:
+    """Who makes a time come closer than all others, and within the horizon, says so, whatever it does."""
+    channel = store.keys.wake.decode()
+    wake = (channel, "30")
+    with store.admin.pubsub(ignore_subscribe_messages=True) as hearing:
+        hearing.subscribe(channel)
+        hearing.get_message(timeout=5)
+
+        def told() -> list[float]:
+            store.admin.publish(channel, "end")
+            heard: list[bytes] = []
+            while (message := hearing.get_message(timeout=5)) is None or message["data"] != b"end":
+                heard += [] if message is None else [message["data"]]
+            return [round(float(text)) for text in heard]
+
+        store.run(ENQUEUE, *wake, "a", "x", "25", "0", "b", "x", "300", "20", "c", "x", "300", "29")
+        assert told() == [20]
+        store.run(ENQUEUE, *wake, "d", "x", "300", "25", "e", "x", "300", "40")
+        assert told() == []
+        store.run(DEQUEUE, channel, *claim(1)[1:])
+        assert told() == [25]
+        store.run(EXTEND, *wake, "300", "a", "1", "10")
+        assert told() == [10]
+        store.run(EXTEND, *wake, "300", "a", "1", "40")
+        assert told() == []
+        store.run(REQUEUE, *wake, "a", "1", "5", "")
+        assert told() == [5]
+
+
 KNOWN = {
     "pending": Data(pending="a", states={"a": {"dequeue_count": "2"}}),
     "delayed": Data(delayed={"a": 60}, states={"a": {"dequeue_count": "2"}}),
