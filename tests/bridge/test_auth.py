@@ -21,7 +21,8 @@ from support.bridge import DEADLINE, METHODS, Client, Process, ask, connect, ref
 from support.streams import until
 
 from grpc_server._pb import torrelque_pb2 as pb
-from grpc_server.auth import VERBS
+from grpc_server.auth import VERBS, Authority, Credentials
+from grpc_server.errors import Refused
 from grpc_server.rpcs import TABLE
 
 ALLOWED = [(rpc, TABLE[rpc].verb) for rpc in METHODS]
@@ -298,6 +299,48 @@ def test_a_file_that_cannot_be_read_for_a_while(guarded: Guarded) -> None:
     becomes(guarded, "all", DENIED)
     assert guarded.call("GetQueueStats", "trq", bearer("next")) == "OK"
     assert guarded.process.log().count(complaint) == 1
+
+
+@pytest.mark.parametrize("more", ["", "# longer"])
+def test_a_file_that_keeps_its_time(tmp_path: Path, more: str) -> None:
+    """A file that is as old as the one before is read again all the same: it is another one, or of another length."""
+    path = tmp_path / "auth.toml"
+    path.write_text(principal("a", ["*"], VERBS, old=""))
+    before = path.stat()
+    authority = Authority(str(path))
+    if more:
+        path.write_text(principal("a", ["*"], VERBS, new="") + more)
+    else:
+        write(path, principal("a", ["*"], VERBS, new=""))
+        assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    authority.refresh()
+    assert authority.principal(Credentials(("Bearer new",), ())).name == "a"
+    with pytest.raises(Refused):
+        authority.principal(Credentials(("Bearer old",), ()))
+
+
+def test_each_spoilt_file_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that cannot be used is complained of once, and once more when it was put right and is spoilt again."""
+    path = tmp_path / "auth.toml"
+    path.write_text(principal("a", ["*"], VERBS, old=""))
+    authority = Authority(str(path))
+    for text in ("spoilt", principal("a", ["*"], VERBS, new=""), "spoilt"):
+        write(path, text)
+        authority.refresh()
+        authority.refresh()
+    assert [record.levelname for record in caplog.records if record.levelname == "ERROR"] == ["ERROR"] * 2
+
+
+def test_a_long_token(tmp_path: Path) -> None:
+    """What is too long for a token is none, also where somebody has granted it."""
+    path = tmp_path / "auth.toml"
+    fits, long = "x" * (4096 - len("Bearer ")), "x" * 4096
+    path.write_text(principal("a", ["*"], VERBS, **{fits: "", long: ""}))
+    authority = Authority(str(path))
+    assert authority.principal(Credentials((f"Bearer {fits}",), ())).name == "a"
+    with pytest.raises(Refused):
+        authority.principal(Credentials((f"Bearer {long}",), ()))
 
 
 def test_a_token_runs_out(guarded: Guarded) -> None:

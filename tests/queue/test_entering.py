@@ -66,6 +66,16 @@ async def test_from_url_whose_host_is_no_name(pair: Pair, url: str) -> None:
                 await call()
 
 
+@pytest.mark.parametrize("pair", [*PAIRS, *UNENTERED], ids=str)
+async def test_nothing_is_left_of_a_wait(open_queue: Any, admin: Redis, name: str, pair: Pair) -> None:
+    """Once nobody waits, nobody listens for others either: at the latest when the queue is left."""
+    async with open_queue() as queue:
+        with pytest.raises(TorrelqueTimeoutError):
+            await queue.dequeue(0.1)
+        assert pair.entered or admin.pubsub_numsub(f"{name}:wake") == [(f"{name}:wake".encode(), 0)]
+    assert admin.pubsub_numsub(f"{name}:wake") == [(f"{name}:wake".encode(), 0)]
+
+
 async def test_from_url_unentered_says_so(server: Server, name: str) -> None:
     """A call on a queue that owns its client and was not entered says what to do."""
     queue = Torrelque.from_url(server.url, queue=name)

@@ -10,7 +10,7 @@ from redis import Redis
 from support import Server
 from support.rights import rights, rights_of_a_check, rights_of_another_database
 
-from torrelque import TorrelqueRedisError, TorrelqueTaskStatus, TorrelqueTimeoutError
+from torrelque import TorrelqueRedisError, TorrelqueStorageError, TorrelqueTaskStatus, TorrelqueTimeoutError
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +21,16 @@ def user(admin: Redis, server: Server, name: str) -> Iterator[str]:
     admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", *rights(name, server.kind))
     yield name
     admin.acl_deluser(name)
+
+
+async def test_a_state_that_may_not_be_read_is_none_unknown(open_queue: Any, admin: Redis, user: str) -> None:
+    """Who may not read states is told so, not that there is no such task."""
+    async with open_queue() as queue:
+        task_id = await queue.enqueue("t")
+    admin.execute_command("ACL", "SETUSER", user, "-hmget")
+    async with open_queue(client_options={"username": user, "password": "secret"}) as queue:
+        with pytest.raises(TorrelqueStorageError):
+            await queue.get_task_state(task_id)
 
 
 async def test_the_documented_permissions_are_enough(open_queue: Any, admin: Redis, user: str) -> None:

@@ -543,6 +543,8 @@ KNOWN = {
     "dead": Data(dead={"a": -9}, states={"a": {"dequeue_count": "2"}}),
 }
 WORKING = Data(working={"a": 60}, states={"a": {"dequeue_count": "2", "requeue_count": "1"}})
+LOOSE = Data(tasks={"a": "body a"})
+GHOST = Data(working={"a": 60}, states={"a": {"dequeue_count": "2"}}, tasks={"a": None})
 SETTLES = {
     RELEASE: lambda token: ("3", "5000", "a", token, "=r"),
     REQUEUE: lambda token: (*WAKE, "a", token, "0", "9"),
@@ -566,6 +568,15 @@ SETTLES = {
         (f"working, token {token}", script, WORKING, args(token), WORKING, b"-2")
         for script, args in SETTLES.items()
         for token in ("1", "3", "0", "-2", "99999999999999999999")
+    ),
+    *(
+        (f"payload only, token {token or 'any'}", script, LOOSE, args(token), LOOSE, b"-1")
+        for script, args in SETTLES.items()
+        for token in ("", "2")
+    ),
+    *(
+        (f"working without a payload, token {token or 'any'}", REQUEUE, GHOST, SETTLES[REQUEUE](token), GHOST, b"0")
+        for token in ("", "2")
     ),
 )
 def test_refused(store: Store, script: Any, before: Data, args: Any, after: Data, reply: Any) -> None:
@@ -887,6 +898,24 @@ def test_extensions_longer_than_the_lease_are_noted(store: Store) -> None:
     assert store.run(EXTEND, *WAKE, "300", "a", "1", "3600")
     store.run(SWEEP, "500", "300", "")
     assert store.read()["working"] == {"a": 3600}
+
+
+def test_one_from_the_future_amid_others(store: Store) -> None:
+    """A lease that a clock moved away is found by some sweep, wherever it stands among leases that are in order."""
+    now = store.now()
+    ends = (
+        {f"a{i}": now + 100 + i for i in range(20)} | {"x": now + HOUR} | {f"z{i}": now + 2 * HOUR for i in range(40)}
+    )
+    store.seed(Data(tasks=dict.fromkeys(ends, "x"),
+                    states={task_id: {"status": "1", "timeout": "300", "longest_lease": "9000"} for task_id in ends}
+                    | {"x": {"status": "1", "timeout": "300"}}))  # fmt: skip
+    store.admin.zadd(store.keys.working, ends)
+    for _ in range(200):
+        store.run(SWEEP, "500", "300", "")
+        if store.admin.zscore(store.keys.working, "x") < now + HOUR / 2:
+            break
+    assert store.admin.zscore(store.keys.working, "x") == pytest.approx(now + 300, abs=30)
+    assert store.admin.zcount(store.keys.working, now + 2 * HOUR - 1, "+inf") == 40
 
 
 def test_delay_without_an_end(store: Store) -> None:
