@@ -679,6 +679,17 @@ def test_done_with_dead_letters(store: Store, script: Any, before: Data, args: A
     assert float(until) == (float(args[0]) if args[0] else pytest.approx(store.now(), abs=2))
 
 
+def test_requeueing_large_dead_letters_is_bounded_by_bytes(store: Store) -> None:
+    """A requeue of many stops after some mebibytes, and tells how far it came."""
+    ids = [chr(97 + i) for i in range(20)]
+    store.seed(
+        Data(dead={task_id: n - 99 for n, task_id in enumerate(ids)}, buried=dict.fromkeys(ids, "x" * (1 << 19)))
+    )
+    said = [store.run(REQUEUE_DEAD_LETTERS, "", "0", "150")[:3] for _ in range(4)]
+    assert said == [[8, 8, 0], [8, 8, 0], [4, 4, 0], [0, 0, 0]]
+    assert store.read()["pending"] == ids
+
+
 def test_reading_dead_letters(store: Store) -> None:
     """Pages go on behind a letter, whether it is still there, has gone, or has died once more."""
     store.seed(DEAD)
