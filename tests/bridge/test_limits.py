@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,7 +23,10 @@ import redis
 from support.bridge import DEADLINE, Client, Process, connect, refusal, refused, seconds, serving
 from support.streams import consuming, until
 
+from grpc_server import Settings
 from grpc_server._pb import torrelque_pb2 as pb
+from grpc_server.errors import Refused
+from grpc_server.limits import CALL, Limits
 
 MOST = 3
 
@@ -314,6 +318,19 @@ def test_streams_of_one_caller(storage: str, tmp_path: Path, queue: str) -> None
                 try_polling(client, **other)
                 callers.stats("one")
             until(lambda: not is_refused(lambda: try_polling(client, **one)))
+
+
+def test_a_rate_is_not_saved_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was silent for an hour has the calls of a second, and not those of an hour."""
+    now = 100.0
+    monkeypatch.setattr("grpc_server.limits.time", SimpleNamespace(monotonic=lambda: now))
+    limits = Limits(Settings(rate=3.0))
+    for _ in range(2):
+        for _ in range(3):
+            limits.taken(CALL, "a")
+        with pytest.raises(Refused, match="RATE_LIMITED"):
+            limits.taken(CALL, "a")
+        now += 3600
 
 
 def test_the_rate_of_one_caller(storage: str, tmp_path: Path, queue: str) -> None:
