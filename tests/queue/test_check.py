@@ -596,6 +596,14 @@ def crowd(where: str) -> tuple[list[str], list[str]]:
             return others, [*apart, "x"]
 
 
+async def lay_out(queue: Any, stored: Stored, listed: list[str], place: str = "pending") -> None:
+    """Enqueue what is listed, and let a list hold the ids just so."""
+    names = list(dict.fromkeys(listed))
+    await queue.enqueue_many(names, task_ids=names)
+    stored.admin.delete(stored.key("pending"))
+    stored.admin.rpush(stored.key(place), *listed)
+
+
 @pytest.mark.parametrize("place", ["pending", "dequeueing"])
 @pytest.mark.parametrize("where", ["left", "right", "amidst", "apart"])
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
@@ -603,9 +611,7 @@ async def test_hundreds_of_copies(open_queue: Any, stored: Stored, where: str, p
     """Of 901 copies of an id exactly one is left, wherever they stand, when the report says that it was put right."""
     others, listed = crowd(where)
     async with open_queue() as queue:
-        await queue.enqueue_many([*others, "x"], task_ids=[*others, "x"])
-        stored.admin.delete(stored.key("pending"))
-        stored.admin.rpush(stored.key(place), *listed)
+        await lay_out(queue, stored, listed, place)
         assert await found(queue) == {("x", "twice")}
         report = await queue.check(repair=True, grace=SOON)
         assert report.findings == [TorrelqueCheckFinding(TorrelqueDamage.TWICE, "x", repaired=True)]
@@ -620,9 +626,7 @@ async def test_copies_between_copies(open_queue: Any, stored: Stored) -> None:
     listed = [*others[:2000], "y", *listed[2050:], "y"]
     names = {*listed}
     async with open_queue() as queue:
-        await queue.enqueue_many([*names], task_ids=[*names])
-        stored.admin.delete(stored.key("pending"))
-        stored.admin.rpush(stored.key("pending"), *listed)
+        await lay_out(queue, stored, listed)
         expected = {("x", "twice"), ("y", "twice")}
         assert await found(queue) == expected
         assert await found(queue, repair=True) == expected
@@ -638,9 +642,7 @@ async def test_half_a_repair_is_none(open_queue: Any, stored: Stored, monkeypatc
     listed = ["y", *others[:2000], "y", *listed[2050:], "y"]
     names = {*listed}
     async with open_queue() as queue:
-        await queue.enqueue_many([*names], task_ids=[*names])
-        stored.admin.delete(stored.key("pending"))
-        stored.admin.rpush(stored.key("pending"), *listed)
+        await lay_out(queue, stored, listed)
         report = await queue.check(repair=True, grace=SOON)
         assert {finding.task_id for finding in report.findings} == {"x", "y"}
         assert report.left == [TorrelqueCheckFinding(TorrelqueDamage.TWICE, "y", repaired=False)]
@@ -676,11 +678,9 @@ async def test_half_a_repair_of_two_lists_is_none(
 @pytest.mark.parametrize("pair", PAIRS[-1:], ids=str)
 async def test_scripts_read_a_bounded_part(open_queue: Any, stored: Stored, where: str, repair: bool) -> None:
     """However many copies of an id there are, no script of a check reads more than a small part of a list."""
-    others, listed = crowd(where)
+    _, listed = crowd(where)
     async with open_queue() as queue:
-        await queue.enqueue_many([*others, "x"], task_ids=[*others, "x"])
-        stored.admin.delete(stored.key("pending"))
-        stored.admin.rpush(stored.key("pending"), *listed)
+        await lay_out(queue, stored, listed)
         with stored.admin.monitor() as monitor:
             await queue.check(repair=repair, grace=SOON)
             stored.admin.echo("end")

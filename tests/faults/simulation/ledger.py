@@ -475,34 +475,32 @@ class Ledger:
         old = [task_id for task_id in view.letters() if view.died[task_id] <= float(told) + 1e-7]
         return ids or old[int(passed) : int(passed) + int(bound)]
 
-    def _check_letters_step(self, meant: list[str], done: int, reply: list[Any]) -> None:
-        if (reply[0], reply[1], reply[2]) != (done, len(meant), len(meant) - done):
-            self._broken("I16", f"{done} of {len(meant)} dead letters were taken, and {reply} was told")
+    def _taken(self, view: View, args: list[str], reply: list[Any]) -> list[tuple[str, Task]]:
+        """Take the dead letters away that a requeue or a purge is for, and check what it tells of that."""
+        meant = self._meant(view, args, reply)
+        taken: list[tuple[str, Task]] = []
+        for task_id in meant:
+            if task_id in view.dead:
+                del view.died[task_id]
+                taken.append((task_id, view.dead.pop(task_id).task))
+        if (reply[0], reply[1], reply[2]) != (len(taken), len(meant), len(meant) - len(taken)):
+            self._broken("I16", f"{len(taken)} of {len(meant)} dead letters were taken, and {reply} was told")
+        return taken
 
     def _requeue_dead_letters(
         self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]
     ) -> None:
-        meant, done = self._meant(view, args, reply), 0
-        for task_id in meant:
-            if task_id in view.dead:
-                del view.died[task_id]
-                task = view.live[task_id] = view.dead.pop(task_id).task
-                task.forgiven = task.count
-                self._put_back(view, task_id)
-                self.did("revive", task_id, task.count, None)
-                done += 1
-        self._check_letters_step(meant, done, reply)
+        for task_id, task in self._taken(view, args, reply):
+            view.live[task_id] = task
+            task.forgiven = task.count
+            self._put_back(view, task_id)
+            self.did("revive", task_id, task.count, None)
 
     def _purge_dead_letters(
         self, before: View, view: View, args: list[str], reply: list[Any], raw: Sequence[bytes]
     ) -> None:
-        meant, done = self._meant(view, args, reply), 0
-        for task_id in meant:
-            if task_id in view.dead:
-                del view.dead[task_id], view.died[task_id]
-                self.did("purge", task_id, NOBODY, None)
-                done += 1
-        self._check_letters_step(meant, done, reply)
+        for task_id, _ in self._taken(view, args, reply):
+            self.did("purge", task_id, NOBODY, None)
 
 
 @dataclass(frozen=True)
