@@ -127,6 +127,51 @@ async def test_wake_message_brings_a_sweep_forward(autojump_clock: trio.testing.
     assert later == [(close_to(7.5), "timed"), (close_to(15), "timed")]
 
 
+async def test_a_later_wake_message_puts_nothing_off(autojump_clock: trio.testing.MockClock) -> None:
+    """Of several times the nearest counts, whichever was told last."""
+    sweeps = Sweeps()
+
+    async def say() -> None:
+        await trio.sleep(5)
+        sweeps.driver.subscriber.say(KEYS.wake, b"5")
+        await trio.sleep(1)
+        sweeps.driver.subscriber.say(KEYS.wake, b"20")
+
+    await sweeps.run(100, 15, say)
+    assert [sweep for sweep in sweeps.seen if sweep[0] > 1] == [(close_to(10), "timed")]
+
+
+async def test_sweeps_of_everything_are_not_put_off(autojump_clock: trio.testing.MockClock) -> None:
+    """However often something is due in between, everything is looked at once in each interval."""
+    sweeps = Sweeps()
+    sweeps.until = b"7"
+    await sweeps.run(30, 95)
+    full = [time for time, cursor in sweeps.seen if cursor == ""]
+    assert full == [pytest.approx(time, abs=0.1) for time in (0, 30, 60, 90)]
+    assert len(sweeps.seen) > 12
+
+
+async def test_a_sweep_that_ends_listens_no_more(autojump_clock: trio.testing.MockClock) -> None:
+    """When it is cancelled nothing is left of it."""
+    sweeps = Sweeps()
+
+    async def look() -> None:
+        await trio.sleep(3)
+        assert sweeps.driver.subscriber.channels == {KEYS.wake}
+
+    async with open_background(sweeps.driver) as background:
+        hub = Hub(sweeps.driver, background)
+        coalescer = Coalescer(sweeps.driver, background)
+        sweeper = Sweeper(coalescer, hub, KEYS, CALLS, lambda: 300, trio.lowlevel.checkpoint)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sweeper.run, 30)
+            await look()
+            nursery.cancel_scope.cancel()
+        await trio.sleep(60)
+        assert sweeps.driver.subscriber.channels == set()
+        hub.close()
+
+
 async def test_sweep_goes_on_in_steps(autojump_clock: trio.testing.MockClock, caplog: Any) -> None:
     """One pass takes as many steps as there is to do, goes on from each cursor, and logs the sum once."""
     caplog.set_level(logging.DEBUG, "torrelque")
@@ -346,6 +391,11 @@ async def test_late_answer_counts(autojump_clock: trio.testing.MockClock) -> Non
         await trio.sleep(1000)
     # Asked at 150 and at 225, answered at 250, ends at 450.
     assert lease.times[:3] == [close_to(time) for time in (150, 225, 350)]
+    lease = Lease(100, 10)
+    async with keep_lease(lease.extend, 300, 300):
+        await trio.sleep(500)
+    # Asked at 225, answered at 235, ends at 525, whatever is answered at 250 to what was asked at 150.
+    assert lease.times[:3] == [close_to(time) for time in (150, 225, 387.5)]
 
 
 async def test_body_does_not_begin_under_a_lease_that_has_ended(autojump_clock: trio.testing.MockClock) -> None:
@@ -410,11 +460,30 @@ async def test_redis_away_for_a_while(autojump_clock: trio.testing.MockClock, ca
 async def test_redis_away_for_too_long(autojump_clock: trio.testing.MockClock) -> None:
     """When nothing works until the end, the body ends just before its lease does, after a handful of tries."""
     lease = Lease(*[TorrelqueUnavailableError("gone")] * 1000)
-    with pytest.raises(TorrelqueLookupError, match="could not be reached"):
+    with pytest.raises(TorrelqueLookupError, match="could not be reached") as caught:
         async with keep_lease(lease.extend, 300, 300):
             await trio.sleep_forever()
+    assert isinstance(caught.value.__cause__, TorrelqueUnavailableError)
     assert lease.age == close_to(299)
     assert len(lease.times) == 8
+
+
+async def test_a_failure_that_is_over_is_no_reason(autojump_clock: trio.testing.MockClock) -> None:
+    """What is said of the end of a lease is why the last tries have not worked, not those before an answer."""
+    lease = Lease(TorrelqueUnavailableError("gone"), None, *[10**6] * 1000)
+    with pytest.raises(TorrelqueLookupError, match="had not answered") as caught:
+        async with keep_lease(lease.extend, 300, 300):
+            await trio.sleep_forever()
+    assert caught.value.__cause__ is None
+
+
+async def test_a_body_that_is_done_when_its_lease_is_lost(autojump_clock: trio.testing.MockClock) -> None:
+    """Who could not be cancelled any more, and has done all, hears of no loss."""
+    lease = Lease(TorrelqueLeaseLostError("id"))
+    async with keep_lease(lease.extend, 300, 300) as scope:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(200)
+    assert scope.cancel_called
 
 
 async def test_settled_by_the_body(autojump_clock: trio.testing.MockClock) -> None:
