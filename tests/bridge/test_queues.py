@@ -73,6 +73,23 @@ async def test_the_default_queue_makes_no_room(storage: str, queue: str) -> None
             assert queues.names == [f"{queue}.a", queue]
 
 
+async def test_who_makes_room(storage: str, queue: str) -> None:
+    """The queue that was used least lately is left, but none that is in use, or whose sweep somebody has scheduled."""
+    names = [f"{queue}.{letter}" for letter in "cab"]
+    async with opened(storage, max_queues=3) as queues:
+        entries = []
+        for name in names:
+            with await queues.entry(name) as entry:
+                entries.append(entry)
+        with await queues.entry(f"{queue}.d"):
+            assert queues.names == [*names[1:], f"{queue}.d"]
+            entries[1].pinned = True
+            with await queues.entry(f"{queue}.e"):
+                assert queues.names == [names[1], f"{queue}.d", f"{queue}.e"]
+                with pytest.raises(Refused):
+                    await queues.entry(f"{queue}.f")
+
+
 async def test_one_that_fails_ends_no_other(storage: str, queue: str) -> None:
     """A queue whose own work fails is left, and who asks for it next gets a fresh one."""
     async with opened(storage) as queues:
