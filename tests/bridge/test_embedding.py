@@ -250,3 +250,40 @@ def test_what_was_read_stays_leased_when_the_stream_breaks(
     task_id = run(tmp_path, program, storage, queue).strip()
     assert admin.zrange(f"{queue}:working", 0, -1) == [task_id.encode()]
     assert admin.llen(f"{queue}:pending") == 0
+
+
+def test_what_could_not_be_written_goes_back_at_once(
+    tmp_path: Path, storage: str, admin: redis.Redis, queue: str
+) -> None:
+    """A poll whose client is gone before the tasks are written keeps none of them leased."""
+    program = """
+        from grpc_server import guard
+
+        class Stuck:
+            # Nothing is written; all else is gRPC's.
+            def __init__(self, context):
+                self.context = context
+            def __getattr__(self, name):
+                return getattr(self.context, name)
+            async def write(self, response):
+                await anyio.sleep_forever()
+
+        visit = guard.Visit
+        guard.Visit = lambda house, context, entry, name: visit(house, Stuck(context), entry, name)
+
+        def poll(stub):
+            stub.Enqueue(pb.EnqueueRequest(queue=sys.argv[2], task=pb.TaskSpec(payload=pb.Payload(data=b"1"))))
+            try:
+                stub.Dequeue(pb.DequeueRequest(queue=sys.argv[2], timeout={"seconds": 5}), timeout=1)
+            except grpc.RpcError as error:
+                return error.code().name
+
+        async def main():
+            async with grpc_server.running(settings(redis=sys.argv[1])) as server:
+                print(await ask(server.address, poll))
+        anyio.run(main)
+    """
+    assert run(tmp_path, program, storage, queue) == "DEADLINE_EXCEEDED\n"
+    (task_id,) = admin.lrange(f"{queue}:pending", 0, -1)
+    assert admin.zcard(f"{queue}:working") == 0
+    assert admin.hget(f"{queue}:task:{task_id.decode()}", "dequeue_count") == b"1"

@@ -107,12 +107,30 @@ async def test_every_byte_by_itself() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_an_event_behind_an_answer() -> None:
+    """What was not asked for may be an event, which the next round trip passes over."""
+    stream = Scripted([b":1\r\n>2\r\n+push\r\n:1\r\n"])
+    wire = Wire(stream)
+    assert await wire.ask(b"x") == [1]
+    stream.pieces.append(b":2\r\n")
+    assert await wire.ask(b"y") == [2]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize(
     "junk",
     [
         *(b"HTTP/1.1 400\r\n", b"$x\r\n", b"*1.5\r\n", b":\r\n", b"\r\n", b"?\r\n", b"*1\r\n!3\r\n", b"\xff\x00\r\n"),
         # Lengths that are wrong by a bit, or absurd: what follows must not be taken for another answer.
-        *(b"$2\r\nabc\r\n", b"$1\r\n:5\r\n", b"$-2\r\n", b"*-7\r\n", b"*1\r\n" * 5000, b"$999999999\r\nx"),
+        *(
+            b"$2\r\nabc\r\n",
+            b"$3\r\nabcde",
+            b"$1\r\n:5\r\n",
+            b"$-2\r\n",
+            b"*-7\r\n",
+            b"*1\r\n" * 5000,
+            b"$999999999\r\nx",
+        ),
         *(b"*999999999\r\n:1\r\n", b"+" + b"x" * (1 << 20), b":1\r\n:2\r\n", b"$1\r\na\r\n$1\r\nb\r\n"),
         b">1\r\n" * 5000,
     ],
