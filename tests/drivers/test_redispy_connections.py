@@ -15,6 +15,7 @@ from drivers.test_tls import open_door
 from redis import exceptions
 from support import Server
 
+from torrelque import Torrelque, TorrelqueUnavailableError
 from torrelque.drivers import _redispy_connections as connections
 
 pytestmark = pytest.mark.anyio
@@ -102,3 +103,19 @@ async def test_who_is_not_let_in_hangs_up(server: Server, tmp_path: Path) -> Non
                 await maker.connect()
     assert transports
     assert all(transport.is_closing() for transport in transports)
+
+
+async def test_a_pool_that_others_have_emptied(server: Server, name: str) -> None:
+    """Calls of ours take turns; where all connections are in the hands of others, nobody gives one back to wait for."""
+    client = redis.asyncio.Redis.from_url(server.url, max_connections=2)
+    queue = Torrelque(client, queue=name)
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(queue.enqueue, 1)
+    lent = [await client.connection_pool.get_connection() for _ in range(2)]
+    with anyio.fail_after(5), pytest.raises(TorrelqueUnavailableError):
+        await queue.enqueue(1)
+    for connection in lent:
+        await client.connection_pool.release(connection)
+    assert (await queue.get_queue_stats()).pending == 5
+    await client.aclose()
