@@ -22,6 +22,7 @@ from support.bridge import DEADLINE, Client, Process, connect, refusal, refused,
 from support.streams import Stream, release, until
 
 from grpc_server._pb import torrelque_pb2 as pb
+from grpc_server.house import Drain
 from grpc_server.lifecycle import probe
 from grpc_server.settings import Address, SettingsError
 
@@ -327,3 +328,13 @@ def test_a_unix_socket(storage: str, queue: str, tmp_path: Any) -> None:
                 client.enqueue()
         with socket.socket(socket.AF_UNIX) as raw:
             raw.connect(str(path))
+
+
+def test_told_of_a_beginning_that_was_before() -> None:
+    """Who listens for the end of the server when that has begun is told at once."""
+    drain, told = Drain(), list[str]()
+    with drain.told(lambda: told.append("first")):
+        assert told == []
+        drain.begin()
+        with drain.told(lambda: told.append("second")):
+            assert told == ["first", "second"]

@@ -6,12 +6,14 @@ import threading
 import time
 from typing import Any
 
+import anyio
 import grpc
 import pytest
 import redis
 from support.bridge import Client, Process, connect, refused, seconds, serving
 
 from grpc_server._pb import torrelque_pb2 as pb
+from grpc_server.watching import Mailbox
 
 
 def statuses(states: Any) -> list[str]:
@@ -175,3 +177,16 @@ def test_cancelled_watches_leave_nothing(bridge: Process, client: Client, admin:
     while admin.pubsub_numsub(channel)[0][1]:
         assert time.monotonic() - began < 30
         time.sleep(0.05)
+
+
+def test_the_first_end_counts() -> None:
+    """A watch that has ended well has ended, whatever is said after that."""
+
+    async def take() -> None:
+        mailbox = Mailbox()
+        mailbox.end()
+        mailbox.end(ValueError())
+        with pytest.raises(StopAsyncIteration):
+            await mailbox.take(1)
+
+    anyio.run(take)
