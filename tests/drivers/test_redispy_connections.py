@@ -16,7 +16,10 @@ from redis import exceptions
 from support import Server
 
 from torrelque import Torrelque, TorrelqueUnavailableError
+from torrelque.calls import Calls
 from torrelque.drivers import _redispy_connections as connections
+from torrelque.drivers import driver_for
+from torrelque.keys import Keys
 
 pytestmark = pytest.mark.anyio
 
@@ -133,4 +136,22 @@ async def test_what_is_lent_comes_back_as_it_was(server: Server, name: str) -> N
     for _ in range(2):
         connection = await client.connection_pool.get_connection()
         assert connection.socket_timeout == 7
+    await client.aclose()
+
+
+async def test_a_connection_that_ended_meanwhile_is_not_used(server: Server, name: str) -> None:
+    """A connection that is known to have ended since its last use, however short ago that was, costs no call."""
+    calls = Calls(Keys(name))
+    client = redis.asyncio.Redis.from_url(server.url, client_name=name)
+    driver: Any = driver_for(client)
+    async with driver.opened():
+        for _ in range(3):
+            assert await driver.execute([calls.state(b"unknown")]) == [[[None] * 9]]
+            (spare,) = driver._spares
+            (ours,) = [each["id"] for each in server.admin.client_list() if each["name"] == name]
+            server.admin.client_kill_filter(_id=ours)
+            with anyio.fail_after(5):
+                while not spare.streams.ended:
+                    await anyio.sleep(0.001)
+        assert await driver.execute([calls.state(b"unknown")]) == [[[None] * 9]]
     await client.aclose()
