@@ -18,7 +18,7 @@ from torrelque.drivers._topology import Cluster, Place, Searched, Sentinel, Watc
 from torrelque.drivers._wire import ReplyError
 from torrelque.keys import Keys
 
-A, B, C, OLD, NEW = (Place("10.0.0.1", port) for port in range(1, 6))
+A, B, C, OLD, NEW, D = (Place("10.0.0.1", port) for port in range(1, 7))
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ def searched(answers: dict[Place, Any]) -> Searched:
             await anyio.sleep_forever()
         return list(answer)
 
-    return Sentinel(ask, [A, B, C], "jobs")
+    return Sentinel(ask, [A, B, C, *answers], "jobs")
 
 
 async def test_who_knows_the_latest_is_believed() -> None:
@@ -69,6 +69,17 @@ async def test_what_was_known_is_not_unlearnt_from_a_few() -> None:
     answers.update({A: told(OLD, 0), B: told(OLD, 0)})
     topology.forget()
     assert await topology.locate() == OLD
+
+
+async def test_half_of_them_are_not_most() -> None:
+    """Two of four may both be cut off with the old primary."""
+    answers: dict[Place, Any] = dict.fromkeys((A, B, C, D), told(NEW, 4))
+    topology = searched(answers)
+    assert await topology.locate() == NEW
+    answers.update({A: told(OLD, 3), B: told(OLD, 3), C: OSError("cut off"), D: OSError("cut off")})
+    topology.forget()
+    with pytest.raises(ConnectionError, match="2 of 4"):
+        await topology.locate()
 
 
 async def test_the_silent_are_not_waited_for() -> None:
@@ -212,6 +223,34 @@ async def test_the_watchman_gives_up_only_what_still_waits() -> None:
         await anyio.sleep(0.05)
         group.cancel_scope.cancel()
     assert given_up == ["late"]
+
+
+async def test_the_watchman_lets_those_wait_who_are_at_the_primary() -> None:
+    """A primary that is slow is one all the same: who waits for it is given up only when it is another."""
+    answers: dict[Place, Any] = dict.fromkeys((A, B, C), told(OLD, 1))
+    topology = searched(answers)
+    await topology.locate()
+    given_up = anyio.Event()
+    looks = 0
+    watchman = Watchman(topology)
+    look = topology.look
+
+    async def counted() -> Place:
+        nonlocal looks
+        looks += 1
+        assert not given_up.is_set()
+        if looks == 2:
+            answers.update(dict.fromkeys((A, B, C), told(NEW, 2)))
+        return await look()
+
+    topology.look = counted
+    async with anyio.create_task_group() as group:
+        group.start_soon(watchman.run)
+        watchman.begin("slow", topology.generation, given_up.set)
+        with anyio.fail_after(10):
+            await given_up.wait()
+        group.cancel_scope.cancel()
+    assert looks == 2
 
 
 def test_slots() -> None:
