@@ -127,11 +127,10 @@ async def test_a_pool_that_others_have_emptied(server: Server, name: str) -> Non
 async def test_what_is_lent_comes_back_as_it_was(server: Server, name: str) -> None:
     """A connection has its own timeout again, and of a pool of two one is always there for commands of others."""
     client = redis.asyncio.Redis.from_url(server.url, max_connections=2, socket_timeout=7)
-    async with Torrelque(client, queue=name) as queue, anyio.create_task_group() as group:
-        for _ in range(64):
-            group.start_soon(queue.enqueue, 1)
-        while (await queue.get_queue_stats()).pending < 64:
-            await anyio.lowlevel.checkpoint()
+    async with Torrelque(client, queue=name) as queue:
+        async with anyio.create_task_group() as group:
+            for _ in range(64):
+                group.start_soon(queue.enqueue, 1)
         assert await client.ping()
     for _ in range(2):
         connection = await client.connection_pool.get_connection()
