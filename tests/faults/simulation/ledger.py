@@ -286,7 +286,8 @@ class Ledger:
         task.status = REJECTED if kept == math.inf else status
         self.results[task_id].append((task.status, result))
         if kept == math.inf:
-            view.dead[task_id], view.died[task_id] = Ended(task, result), view.now
+            # Behind all others, also where the clock was put back.
+            view.dead[task_id], view.died[task_id] = Ended(task, result), max(view.now, view.newest() + 1e-6)
         else:
             task.body = b""
             view.final[task_id] = Ended(task, result)
@@ -469,9 +470,9 @@ class Ledger:
     def _meant(self, view: View, args: list[str], reply: list[Any]) -> list[str]:
         """Find which dead letters a requeue or a purge is for, and check what it tells of that."""
         until, passed, bound, *ids = args
-        told = reply[3].decode()
-        if told != until and (until or abs(float(told) - view.now) > MICROSECOND):
-            self._broken("I16", f"dead letters until {until or view.now} were meant, and {told} was told")
+        told, now = reply[3].decode(), max(view.now, view.newest())
+        if told != until and (until or abs(float(told) - now) > MICROSECOND):
+            self._broken("I16", f"dead letters until {until or now} were meant, and {told} was told")
         old = [task_id for task_id in view.letters() if view.died[task_id] <= float(told) + 1e-7]
         return ids or old[int(passed) : int(passed) + int(bound)]
 

@@ -82,6 +82,10 @@ class View:
         """List the dead letters, the oldest first."""
         return sorted(self.died, key=lambda task_id: (self.died[task_id], task_id))
 
+    def newest(self) -> float:
+        """Tell when the newest dead letter died; 0 when there is none."""
+        return max(self.died.values(), default=0.0)
+
 
 def read(stored: Mapping[bytes, Any], keys: Keys, now: float) -> View:
     """Read a queue."""
