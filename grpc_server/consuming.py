@@ -16,11 +16,11 @@ from torrelque import TorrelqueTaskId, TorrelqueUnavailableError, TorrelqueUnkno
 
 from . import convert
 from ._pb import torrelque_pb2 as pb
-from .calls import MAX_ANSWER, give_back, take
 from .errors import draining, invalid
 from .guard import checked
 from .house import Visit
 from .settling import MAX_SETTLEMENTS, settle
+from .taking import MAX_ANSWER, give_back, take
 from .watching import MAX_PROGRESS, MIN_PROGRESS
 
 MAX_CREDIT = 10_000
