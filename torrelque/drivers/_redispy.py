@@ -222,7 +222,7 @@ class RedisPyDriver(ScriptRunner):
         return (self._loop or self._check_loop()).time()
 
     def spawn_detached(self, function: Callable[[], Awaitable[None]], forsaken: Callable[[], None]) -> None:
-        begun = False
+        loop, begun = self._check_loop(), False
 
         async def run() -> None:
             nonlocal begun
@@ -235,7 +235,7 @@ class RedisPyDriver(ScriptRunner):
                 forsaken()
 
         # Not by the loop's `create_task`: its factory may begin a task at once, as `asyncio.eager_task_factory` does.
-        task = asyncio.Task(run(), loop=self._check_loop())
+        task = asyncio.Task(run(), loop=loop)
         self._tasks.add(task)
         task.add_done_callback(end)
 
