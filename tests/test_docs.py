@@ -47,6 +47,7 @@ RUN = {"python", "sh", "go", "java", "javascript"}
 DATA = {"text", "json", "toml", "ini", "yaml", "nginx", "dockerfile"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)")
 
 
@@ -318,6 +319,18 @@ def test_pages_are_found() -> None:
             links = LINK.findall(path.read_text("utf-8"))
             ahead += [path.parent / target for target, _ in links if target.endswith(".md")]
     assert {path.resolve() for path in DOCUMENTS} <= reached
+
+
+def test_tests_that_are_named_are_there() -> None:
+    """A test, or a file of tests, that a document names is one: what it says was shown can be looked up."""
+    files = {path: path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    known = {path.name for path in files} | {name for text in files.values() for name in TEST.findall(text)}
+    for path in DOCUMENTS:
+        for span in re.findall(r"`([^`\n]+)`", path.read_text("utf-8")):
+            for name in re.findall(r"\btest_[a-z0-9_]+(?:\.py)?$", span):
+                assert name in known, f"{path.name} names {span}"
+            if span.startswith("tests/"):
+                assert (ROOT / span.partition("::")[0]).exists(), f"{path.name} names {span}"
 
 
 # Files of other programs
