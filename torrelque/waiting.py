@@ -29,8 +29,7 @@ logger = logging.getLogger("torrelque")
 #: hand-back.
 CLAIM = 75
 #: A claim whose answer takes so many seconds has come too late for tasks whose leases are no longer than that: somebody
-#: else may be at work on them. When it is quicker it is for those who asked; over a way that is as long as a lease
-#: nobody would be served otherwise.
+#: else may be at work on them. When it is quicker it is for those who asked: a way as long as a lease may be the rule.
 OVERDUE = 1.0
 TOO_LATE = "The answer to a claim took %.1f s: the leases of %d tasks have ended on the way"
 #: So many of a crowd are worth a claim of their own.
@@ -284,8 +283,18 @@ class Room:
         for delivery in claim.deliveries:
             delivery.asked = asked
         if took >= OVERDUE:
-            _drop_ended(claim, took)
+            self._return_ended(claim, took)
         return claim
+
+    def _return_ended(self, claim: Claim, took: float) -> None:
+        """Hand back what has come too late, for the process or the link stood still; where somebody else has it by now
+        that does nothing, and what nobody has is claimed again at once."""
+        ended = [delivery for delivery in claim.deliveries if delivery.lease <= took]
+        if ended:
+            logger.warning(TOO_LATE, took, len(ended))
+            self._returns += [(delivery.task_id, delivery.count) for delivery in ended]
+            claim.deliveries = [delivery for delivery in claim.deliveries if delivery.lease > took]
+            claim.more = True
 
     async def _run(self, call: Call[R]) -> R:
         (reply,) = await self._driver.execute([call])
@@ -360,12 +369,3 @@ class Room:
         self._dismiss(seat)
         if not self._seats:
             self._server.nudge()
-
-
-def _drop_ended(claim: Claim, took: float) -> None:
-    """Take out of a claim what comes back by itself, for its lease has ended: the process or the link stood still."""
-    ended = [delivery for delivery in claim.deliveries if delivery.lease <= took]
-    if ended:
-        logger.warning(TOO_LATE, took, len(ended))
-        claim.deliveries = [delivery for delivery in claim.deliveries if delivery.lease > took]
-        claim.more = True
