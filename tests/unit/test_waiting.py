@@ -422,7 +422,7 @@ async def test_unblocking_that_is_refused() -> None:
         tries += 1
         raise TorrelqueStorageError("NOPERM")
 
-    driver.blocker.unblock = refuse  # type: ignore[method-assign]
+    driver.blocker.unblock = refuse  # type: ignore[method-assign]  # of this one driver
     async with open_room(driver) as room:
         with anyio.move_on_after(0.02):
             await room.dequeue(1, None)
