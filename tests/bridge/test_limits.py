@@ -23,7 +23,7 @@ import redis
 from support.bridge import DEADLINE, Client, Process, connect, refusal, refused, seconds, serving
 from support.streams import consuming, until
 
-from grpc_server import Settings, calls
+from grpc_server import Settings, taking
 from grpc_server._pb import torrelque_pb2 as pb
 from grpc_server.errors import Refused
 from grpc_server.limits import CALL, Limits
@@ -495,9 +495,9 @@ def test_dead_letters_that_fit_into_no_message(small: Process, wide: Client) -> 
 def test_what_does_not_fit_beside_others_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that do not fit into the message with those before them are given back; smaller ones behind them come."""
     back: list[str] = []
-    monkeypatch.setattr(calls, "give_back", lambda _, task_ids: back.extend(task_ids))
+    monkeypatch.setattr(taking, "give_back", lambda _, task_ids: back.extend(task_ids))
     sizes = {"a": 3 << 20, "b": 2 << 20, "c": 10}
     visit: Any = SimpleNamespace(settings=Settings())
     taken = [(TorrelqueTaskId(task_id, 1, 300), b"x" * size) for task_id, size in sizes.items()]
-    assert [task_id for task_id, _ in calls._sendable(visit, taken)] == ["a", "c"]
+    assert [task_id for task_id, _ in taking._sendable(visit, taken)] == ["a", "c"]
     assert back == ["b"]

@@ -7,7 +7,9 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import anyio
 import grpc
+from faults.clients import PAUSE
 from google.protobuf.duration_pb2 import Duration
 
 from grpc_server._pb import torrelque_pb2 as pb
@@ -208,6 +210,7 @@ class WireCaller:
             except Uncertain:
                 if not left:
                     raise
+                await anyio.sleep(PAUSE)  # a connection that gRPC is about to close is used until that is done
         raise AssertionError("tries must be one or more")
 
     async def enqueue(self, task_id: str, body: bytes) -> bool:
