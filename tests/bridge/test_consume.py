@@ -75,8 +75,11 @@ def test_credit_is_lowered(client: Client) -> None:
         assert stream.settle() == []  # so the server has read the credit
         specs = [pb.TaskSpec(payload=pb.Payload(data=b"x"), request_id=f"t{n}") for n in range(5)]
         client.stub.BatchEnqueue(pb.BatchEnqueueRequest(queue=client.queue, tasks=specs))
-        assert [(task.task_id, task.dequeue_count) for task in stream.tasks(2)] == [("t0", 1), ("t1", 1)]
-        assert [client.state(f"t{n}").dequeue_count for n in range(2, 5)] == [0, 0, 0]
+        # Which two is not said here: one may be on its way back from the claim that was broken off, with its number.
+        got = {task.task_id: task.dequeue_count for task in stream.tasks(2)}
+        assert list(got.values()) == [1, 1]
+        should = [got.get(f"t{n}", 0) for n in range(5)]
+        until(lambda: [client.state(f"t{n}").dequeue_count for n in range(5)] == should)
 
 
 def test_settled_elsewhere(client: Client, bridge: Any) -> None:
