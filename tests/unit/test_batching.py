@@ -177,8 +177,9 @@ async def test_each_crowd_is_halved() -> None:
     assert [[call.count for call in run] for run in driver.runs] == [[50]] * 4
 
 
-async def test_a_crowd_does_not_wait_for_the_run_under_way() -> None:
-    """Few wait for the run before theirs to end; a crowd has a run of its own meanwhile."""
+@pytest.mark.parametrize(("callers", "runs"), [(CROWD, [CROWD]), (BOUND + 1, [BOUND, 1])])
+async def test_a_crowd_does_not_wait_for_the_run_under_way(callers: int, runs: list[int]) -> None:
+    """Few wait for the run before theirs to end; a crowd has its own meanwhile, and one more beyond the bound."""
     driver = ScriptedDriver(echo)
     driver.gate = anyio.Event()
     answers: dict[int, Any] = {}
@@ -186,12 +187,12 @@ async def test_a_crowd_does_not_wait_for_the_run_under_way() -> None:
         coalescer = Coalescer(driver, background)
         group.start_soon(ask, coalescer, 0, answers)
         await anyio.wait_all_tasks_blocked()
-        for i in range(1, CROWD + 1):
+        for i in range(1, callers + 1):
             group.start_soon(ask, coalescer, i, answers)
         await anyio.wait_all_tasks_blocked()
-        assert [[call.count for call in run] for run in driver.runs] == [[1], [CROWD]]
+        assert [[call.count for call in run] for run in driver.runs] == [[1], runs]
         driver.gate.set()
-    assert answers == {i: b"%d" % i for i in range(CROWD + 1)}
+    assert answers == {i: b"%d" % i for i in range(callers + 1)}
 
 
 async def test_one_bad_call_fails_alone() -> None:
@@ -327,22 +328,6 @@ async def test_runs_are_bounded() -> None:
     # AnyIO starts tasks in any order on Trio, but each run is filled before the next is begun.
     assert sorted(call.count for call in sent if call.script.name == "state") == [1, BOUND, BOUND]
     assert sum(call.count for call in sent if call.script.name == "enqueue") == 7
-
-
-async def test_runs_of_one_kind_are_bounded() -> None:
-    """Also where all who wait ask for the same, one more than the bound makes another run."""
-    driver = ScriptedDriver(echo)
-    driver.gate = anyio.Event()
-    answers: dict[int, Any] = {}
-    async with open_background(driver) as background, anyio.create_task_group() as group:
-        coalescer = Coalescer(driver, background)
-        group.start_soon(ask, coalescer, 0, answers)
-        await anyio.wait_all_tasks_blocked()
-        for i in range(1, BOUND + 2):
-            group.start_soon(ask, coalescer, i, answers)
-        await anyio.wait_all_tasks_blocked()
-        driver.gate.set()
-    assert [[call.count for call in run] for run in driver.runs] == [[1], [BOUND, 1]]
 
 
 async def test_whole_answers_are_not_shared() -> None:
