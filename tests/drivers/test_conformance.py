@@ -19,7 +19,6 @@ from torrelque import (
     TorrelqueFullError,
     TorrelqueStorageError,
     TorrelqueTaskStatus,
-    TorrelqueTimeoutError,
     TorrelqueUnavailableError,
 )
 from torrelque.calls import BOUND, SWEEP_ALL, Calls, outcomes
@@ -298,11 +297,8 @@ async def test_one_connection_in_the_pool_is_enough(open_client: Any, name: str)
         got: list[int] = []
 
         async def consume() -> None:
-            while True:
-                try:
-                    task_id, task = await queue.dequeue(0.3)
-                except TorrelqueTimeoutError:
-                    return
+            for _ in range(12):
+                task_id, task = await queue.dequeue(10)
                 await queue.release(task_id)
                 got.append(task)
 
