@@ -15,7 +15,7 @@ import anyio
 import pytest
 from faults.crew import Crew
 from faults.storage import unflushed
-from support import REDIS, SERVERS, Snapshot, running_server, snapshot, wait_until
+from support import REDIS, SERVERS, Server, Snapshot, running_server, snapshot, wait_until
 
 from torrelque import Torrelque, TorrelqueCheckFinding, TorrelqueError, embedded
 
@@ -159,3 +159,51 @@ def mend(kind: str, log: Path) -> None:
         command, executable=binary, input="y\n", capture_output=True, text=True, timeout=20, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_backup(kind: str, tmp_path: Path) -> None:
+    """A snapshot that was copied away holds the queue whole, as docs/operating.md tells of one that is restored."""
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    with running_server(kind, data_dir=data) as server:
+        anyio.run(fill, server.url)
+        before = held(snapshot(server.admin, "q"))
+        server.admin.save()
+        anyio.run(enqueue_last, server.url)
+        later = anyio.run(take_all, server.url)
+    copy.mkdir()
+    shutil.copy(data / "dump.rdb", copy)
+    with running_server(kind, data_dir=copy, options={"appendonly": "no"}) as server:
+        assert held(snapshot(server.admin, "q")) == before
+        assert anyio.run(look, server.url) == []
+        server.admin.config_set("appendonly", "yes")
+        wait_until(lambda: written(server))
+    with running_server(kind, data_dir=copy) as server:
+        assert held(snapshot(server.admin, "q")) == before
+        again = anyio.run(take_all, server.url)
+    assert {"last"} == set(later) - set(again), "what came after the backup is missing, and nothing else"
+    assert again == {task_id: later[task_id] for task_id in again}, "the deliveries have the same numbers again"
+
+
+def written(server: Server) -> bool:
+    """Whether the append-only file that was asked for is there."""
+    info = server.admin.info("persistence")
+    return not (info["aof_rewrite_scheduled"] or info["aof_rewrite_in_progress"])
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_backup_is_not_read(kind: str, tmp_path: Path) -> None:
+    """A server that keeps an append-only file and finds none begins with nothing, whatever snapshot lies there."""
+    with running_server(kind, data_dir=tmp_path / "data") as server:
+        anyio.run(fill, server.url)
+        server.admin.save()
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "data/dump.rdb", tmp_path / "copy")
+    with running_server(kind, data_dir=tmp_path / "copy") as server:
+        assert not server.admin.keys("q:*")
+
+
+async def take_all(url: str) -> dict[str, int]:
+    """Take all that is pending, and tell the numbers of the deliveries."""
+    async with Torrelque.from_url(url, queue="q") as queue:
+        return {task_id: task_id.dequeue_count for task_id, _ in await queue.dequeue(1, max_tasks=99)}
