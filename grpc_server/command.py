@@ -143,14 +143,15 @@ def serve(
           --tls-cert server.pem --tls-key server.key --auth-file auth.toml
       torrelque serve --workers 4 --metrics 127.0.0.1:9464
     """
-    redis = redis or getattr(outer, "url", None)
-    data_dir = data_dir or _default_data_dir()
+    # An empty one, of a variable that is not set, is refused: nobody who names a server wants another one started.
+    redis = getattr(outer, "url", None) if redis is None else redis
+    own = (data_dir or _default_data_dir()) if redis is None else None
     try:
-        whole = Settings(listen=listen, queues=queue, redis=redis, data_dir=None if redis else data_dir, **settings)
+        whole = Settings(listen=listen, queues=queue, redis=redis, data_dir=own, **settings)
         if whole.auth_file:
             read_book(whole.auth_file)
-        if not redis:
-            _make(data_dir)
+        if own is not None:
+            _make(own)
         log = Log(as_json=log_format == "json", level=log_level)
         start_logging(log)
         _run(whole, workers, log)

@@ -195,6 +195,19 @@ def test_bad_url_keeps_the_secret(alone: Command, url: str) -> None:
     assert "geheim" not in complaint(done)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--url", "", "stats"], ["demo", "--url", ""], ["--url", "", "serve"], ["serve", "--redis", ""]],
+    ids=" ".join,
+)
+def test_an_empty_url_is_not_none(alone: Command, arguments: list[str]) -> None:
+    """Whoever names a server by a variable that is not set is told so, and not given another server."""
+    del alone.env["TORRELQUE_URL"]
+    done = alone(*arguments)
+    assert done.returncode == 2
+    assert "redis://" in complaint(done)
+
+
 @pytest.mark.parametrize("arguments", [["stats"], ["-v", "stats"], ["-v", "sweep"]], ids=" ".join)
 def test_unreachable_url_keeps_the_secret(alone: Command, arguments: list[str]) -> None:
     """An error of the connection names the server without the password, also when asked for the traceback."""

@@ -177,9 +177,14 @@ class Settings:
     verbose: bool = False
 
     @property
+    def whole_url(self) -> str:
+        """The URL that is used. An empty one, of a variable that is not set, must not be taken for none."""
+        return DEFAULT_URL if self.url is None else self.url
+
+    @property
     def shown_url(self) -> str:
         """The URL without what may be secret in it."""
-        scheme, _, rest = (self.url or DEFAULT_URL).partition("://")
+        scheme, _, rest = self.whole_url.partition("://")
         return f"{scheme}://{_address(rest)}"
 
     def open(self) -> Torrelque:
@@ -189,7 +194,7 @@ class Settings:
         :raises TorrelqueError: the name of the queue cannot
         """
         self.check_url()
-        return Torrelque.from_url(self.url or DEFAULT_URL, queue=self.queue, connect_timeout=CONNECT_TIMEOUT)
+        return Torrelque.from_url(self.whole_url, queue=self.queue, connect_timeout=CONNECT_TIMEOUT)
 
     def check_url(self) -> None:
         """See whether the URL can be used.
@@ -197,10 +202,10 @@ class Settings:
         :raises click.UsageError: it cannot
         """
         try:
-            Torrelque.from_url(self.url or DEFAULT_URL)
+            Torrelque.from_url(self.whole_url)
         except (ValueError, TypeError) as error:
             # A part of a password may be taken for something else, and quoted.
-            why = "" if "@" in (self.url or "") else f"{error}; "
+            why = "" if "@" in self.whole_url else f"{error}; "
             raise click.UsageError(
                 f"the URL of the server cannot be used: {why}write redis://host:port/number, rediss://...,"
                 " unix:///path, redis+sentinel://host:port,host:port/service or redis+cluster://host:port,host:port;"
@@ -307,8 +312,8 @@ def demo(settings: Settings, folder: str | None, workers: int, url: str | None, 
       torrelque demo ~/Documents --workers 8
       torrelque demo --url redis://127.0.0.1:6379/0
     """
-    settings.url, settings.backend = url or settings.url, backend or settings.backend
-    if settings.url:
+    settings.url, settings.backend = settings.url if url is None else url, backend or settings.backend
+    if settings.url is not None:
         settings.check_url()
     screen = ConsoleScreen(Console())
 
