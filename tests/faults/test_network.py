@@ -199,10 +199,10 @@ async def release_with_nonce(queue: Torrelque, task_id: str, round_: int) -> Non
     assert state.result == f"r {task_id}"
 
 
-async def test_f19_slow_network(open_through: Any, proxy: FaultProxy) -> None:
+async def test_f19_slow_network(open_through: Any, proxy: FaultProxy, pair: Pair) -> None:
     """Answers that are slow and in time are only slow."""
-    proxy.set(Rule(Delay(SHORT / 10), DOWN, each=True, times=None), Rule(Delay(0.01), UP, each=True, times=None))
-    async with open_through() as queue:
+    proxy.set(Rule(Delay(AMPLE / 10), DOWN, each=True, times=None), Rule(Delay(0.01), UP, each=True, times=None))
+    async with open_through(**deadline(AMPLE)[pair.client]) as queue:
         task_id = await queue.enqueue("t")
         assert await queue.dequeue(5) == (task_id, "t")
         await queue.release(task_id, strict=True)

@@ -34,6 +34,9 @@ from torrelque.drivers.base import LANES
 
 pytestmark = pytest.mark.anyio
 
+#: A lease that ends within a test. A process beside others may stand still for half of a second: a lease outlives that.
+SHORT = 2.0
+
 
 async def lose(queue: Torrelque, admin: Redis, name: str, task_id: str) -> None:
     """Let the lease end and a sweep find that."""
@@ -242,7 +245,7 @@ async def test_extended_lease_is_shortened_for_sleepers(open_queue: Any) -> None
 async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: str) -> None:
     """A short lease is kept through a longer body, against a consumer who waits for the task to come free."""
     async with open_queue() as queue, anyio.create_task_group() as group:
-        await queue.enqueue("t", task_timeout=1.2)
+        await queue.enqueue("t", task_timeout=SHORT)
         task_id, _ = await queue.dequeue(0)
         stolen: list[Any] = []
 
@@ -251,7 +254,7 @@ async def test_lease_outlives_its_length(open_queue: Any, admin: Redis, name: st
 
         group.start_soon(thief)
         async with queue.lease(task_id):
-            await anyio.sleep(3)
+            await anyio.sleep(2 * SHORT + 0.5)
         await queue.release(task_id, strict=True)
         group.cancel_scope.cancel()
     assert stolen == []
@@ -280,7 +283,7 @@ async def test_lease_with_a_shorter_length(open_queue: Any, admin: Redis, name: 
             stolen.append(await queue.dequeue())
 
         group.start_soon(thief)
-        async with queue.lease(task_id, 0.9):
+        async with queue.lease(task_id, SHORT):
             with anyio.fail_after(10):
                 while (seen := snapshot(admin, name)).working[task_id] >= first_end:
                     await anyio.sleep(0.02)
@@ -391,14 +394,14 @@ async def _requeue_and_take_again(queue: Torrelque, task_id: str) -> None:
 async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
     """A body may release or requeue its task and go on: that is the end of the lease, not its loss."""
     async with open_queue() as queue:
-        await queue.enqueue("t", task_timeout=0.6)
+        await queue.enqueue("t", task_timeout=SHORT)
         task_id, _ = await queue.dequeue(0)
         ended = False
         async with queue.lease(task_id):
             await settle(queue, task_id)
             if settle is _release:
                 await queue.release(task_id)  # a warning, and no news
-            await anyio.sleep(0.65)
+            await anyio.sleep(SHORT + 0.05)
             ended = True
         assert ended
 
@@ -408,7 +411,7 @@ async def test_body_that_settles_its_task(open_queue: Any, settle: Any) -> None:
 async def test_body_that_is_not_told_of_its_settlement(open_queue: Any, settle: Any, how: str) -> None:
     """A settlement that was applied, but cut off before it was answered, is no loss of the lease either."""
     async with open_queue() as queue:
-        await queue.enqueue("t", task_timeout=0.6)
+        await queue.enqueue("t", task_timeout=SHORT)
         task_id, _ = await queue.dequeue(0)
         driver, execute = queue._driver, queue._driver.execute
         ended = False
@@ -426,7 +429,7 @@ async def test_body_that_is_not_told_of_its_settlement(open_queue: Any, settle: 
             with anyio.CancelScope() as scope, suppress(TorrelqueUnknownOutcomeError):
                 await settle(queue, task_id)
             assert scope.cancelled_caught == (how == "cancelled")
-            await anyio.sleep(0.65)
+            await anyio.sleep(SHORT + 0.05)
             ended = True
         assert ended
 

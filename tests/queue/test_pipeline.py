@@ -223,13 +223,13 @@ async def test_lease_after_a_pipeline_that_was_executed(open_piped: Any, settle:
     """A body that has settled its task by a pipeline runs on."""
     async with open_piped() as piped:
         queue: Torrelque = piped.queue
-        await queue.enqueue("t", task_timeout=0.6)
+        await queue.enqueue("t", task_timeout=2)
         task_id, _ = await queue.dequeue(0)
         ended = False
         async with queue.lease(task_id):
             async with piped.pipeline() as pipeline:
                 await settle(queue, task_id, pipeline)
-            await anyio.sleep(0.95)
+            await anyio.sleep(2.3)
             ended = True
         assert ended
 

@@ -18,7 +18,8 @@ class Freezer:
         self._sockets: list[socket.socket] = []
         #: Set for the connections of the present; a frozen one keeps its own.
         self._frozen = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     @property
     def port(self) -> int:
@@ -43,8 +44,9 @@ class Freezer:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self._sockets.append(client)
                 server = self._connect()
-                self._sockets += [client, server]
+                self._sockets.append(server)
                 for pair in ((client, server), (server, client)):
                     threading.Thread(target=self._copy, args=(*pair, self._frozen), daemon=True).start()
 
@@ -59,6 +61,9 @@ class Freezer:
                 each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # this wakes who accepts, and closing it would not
+        self._accepting.join()  # what it has accepted last is among the sockets now
         for each in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 each.close()

@@ -153,13 +153,13 @@ async def test_u15_a_final_id_in_the_queue_is_dropped(
 async def test_u16_a_long_task_keeps_its_lease(open_queue: Any) -> None:
     """A handler that takes several times the lease keeps it, and nobody else gets the task meanwhile."""
     async with open_queue() as queue:
-        await queue.enqueue("x", task_timeout=1)
+        await queue.enqueue("x", task_timeout=2)
         task_id, _ = await queue.dequeue(1)
         ends = await queue.extend(task_id)
         async with queue.lease(task_id):
             with pytest.raises(TorrelqueTimeoutError):
-                await queue.dequeue(2.7)  # this would be handed the task the moment the lease ends
-        assert await queue.extend(task_id) > ends + 2
+                await queue.dequeue(4.7)  # this would be handed the task the moment the lease ends
+        assert await queue.extend(task_id) > ends + 4
         await queue.release(task_id, strict=True)
 
 
