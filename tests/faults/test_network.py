@@ -210,9 +210,11 @@ async def test_f19_slow_network(open_through: Any, proxy: FaultProxy, pair: Pair
 
 
 @pytest.mark.parametrize("verb", ["enqueue", "dequeue", "release", "extend", "state", "stats", "sweep"])
-async def test_f20_flipped_bits(open_through: Any, proxy: FaultProxy, admin: Redis, name: str, verb: str) -> None:
+async def test_f20_flipped_bits(
+    open_through: Any, proxy: FaultProxy, admin: Redis, name: str, verb: str, pair: Pair
+) -> None:
     """Whatever bit of an answer is wrong, the call ends, with an answer or an error of ours; the next one is right."""
-    async with open_through() as queue:
+    async with open_through(**deadline(AMPLE)[pair.client]) as queue:
         for byte in range(40):
             bit = byte * 7 % 8
             await queue.enqueue("spare", task_timeout=1000, task_id=f"s{byte}")
