@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 import support
-from support import PAIRS, SERVERS, Pair, Server, running_server
+from support import PAIRS, SERVERS, Pair, Server, folder_in_memory, running_server
 
 from torrelque import Torrelque
 
@@ -45,7 +45,11 @@ def _logging_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A real server for the whole run, one kind after the other."""
-    with running_server(request.param, fsync="no", options={"enable-debug-command": "yes"}) as server:
+    options = {"enable-debug-command": "yes"}
+    with (
+        folder_in_memory() as folder,
+        running_server(request.param, data_dir=folder, fsync="no", options=options) as server,
+    ):
         yield server
 
 

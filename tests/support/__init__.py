@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import coredis
@@ -74,6 +76,18 @@ class Server:
 #: A server of the distribution is tried beside the embedded one. Where it must be there, its absence is an error.
 REDIS = shutil.which("redis-server")
 SERVERS = ["valkey"] + (["redis"] if REDIS or os.environ.get("CI") else [])
+
+
+@contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    """Make a folder for data that is not about the disk: one that stands still for seconds holds up no test.
+
+    Where the machine has no room for it in its memory it is on the disk.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    with tempfile.TemporaryDirectory(prefix="torrelque-", dir=memory if roomy else None) as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 import redis
 from anyio.from_thread import start_blocking_portal
 
+from support import folder_in_memory
 from support.bridge import Client, Process, connect, serving
 from torrelque import open_server
 
@@ -18,8 +19,9 @@ def storage() -> Iterator[str]:
     """The URL of a Valkey; the library's own tests try other servers."""
     options = {"enable-debug-command": "yes"}
     with (
+        folder_in_memory() as folder,
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(open_server(fsync="no", options=options)) as url,
+        portal.wrap_async_context_manager(open_server(folder, fsync="no", options=options)) as url,
     ):
         yield url
 
