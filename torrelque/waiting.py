@@ -267,6 +267,7 @@ class Room:
         except TorrelqueRedisError as error:
             # Handing back what was caught is right in each case: it does nothing where the claim took effect.
             self._returns += [(task_id, None) for task_id in caught]
+            self._return_ended(asked, [])
             for seat in [seat for seat in self._seats if seat.got]:
                 self._dismiss(seat)
             self._dismiss_all(error)
@@ -279,22 +280,26 @@ class Room:
         for task_id in claim.given_up:
             logger.warning("Gave up task %r: it was delivered as often as max_attempts allows", task_id)
             self.given_up += 1
-        took = self._driver.now() - asked
         for delivery in claim.deliveries:
             delivery.asked = asked
-        if took >= OVERDUE:
-            self._return_ended(claim, took)
+        if self._return_ended(asked, claim.deliveries):
+            claim.more = True
         return claim
 
-    def _return_ended(self, claim: Claim, took: float) -> None:
-        """Hand back what has come too late, for the process or the link stood still; where somebody else has it by now
-        that does nothing, and what nobody has is claimed again at once."""
-        ended = [delivery for delivery in claim.deliveries if delivery.lease <= took]
+    def _return_ended(self, asked: float, claimed: list[Delivery]) -> bool:
+        """Hand back what has come too late, for the process or the link stood still, and what was in hand meanwhile;
+        where somebody else has it by now that does nothing, and what nobody has is claimed again at once."""
+        now = self._driver.now()
+        if now - asked < OVERDUE:
+            return False
+        hands = [claimed, *(seat.got for seat in self._seats)]
+        ended = [delivery for hand in hands for delivery in hand if delivery.lease <= now - delivery.asked]
         if ended:
-            logger.warning(TOO_LATE, took, len(ended))
+            logger.warning(TOO_LATE, now - asked, len(ended))
             self._returns += [(delivery.task_id, delivery.count) for delivery in ended]
-            claim.deliveries = [delivery for delivery in claim.deliveries if delivery.lease > took]
-            claim.more = True
+            for hand in hands:
+                hand[:] = [delivery for delivery in hand if delivery.lease > now - delivery.asked]
+        return bool(ended)
 
     async def _run(self, call: Call[R]) -> R:
         (reply,) = await self._driver.execute([call])

@@ -60,9 +60,10 @@ class TwoClaims(ScriptedDriver):
 
 
 class Standstill(ScriptedDriver):
-    """The process stands still amid the next claim, for as long as the test says."""
+    """The process stands still amid the next claim, or one after that, for as long as the test says."""
 
     stands = 0.0
+    before = 0
     _stood = 0.0
 
     def now(self) -> float:
@@ -70,7 +71,10 @@ class Standstill(ScriptedDriver):
 
     async def execute(self, calls: Sequence[Call[Any]]) -> list[Any]:
         replies = await super().execute(calls)
-        self._stood, self.stands = self._stood + self.stands, 0.0
+        if self.before:
+            self.before -= 1
+        else:
+            self._stood, self.stands = self._stood + self.stands, 0.0
         return replies
 
 
@@ -190,6 +194,22 @@ async def test_an_answer_after_the_end_of_the_lease(caplog: pytest.LogCaptureFix
     assert [record.getMessage() for record in caplog.records] == [
         "The answer to a claim took 300.0 s: the leases of 1 tasks have ended on the way"
     ]
+    assert returned(driver) == [(b"a", b"1")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_in_hand_when_an_answer_comes_too_late(fails: bool) -> None:
+    """Nor is that given to him which he had in hand while he waited for more, whether that came or failed."""
+    lost = TorrelqueUnavailableError("gone")
+    driver = Standstill(Script(claim("a", more=1), lost if fails else claim("b", "a", count=2, lease=900)))
+    async with open_room(driver) as room:
+        driver.before, driver.stands = 1, 300.0
+        if fails:
+            with pytest.raises(TorrelqueUnavailableError):
+                await room.dequeue(3, None)
+        else:
+            got = await room.dequeue(3, None)
+            assert [(delivery.task_id, delivery.count) for delivery in got] == [(b"b", 2), (b"a", 2)]
     assert returned(driver) == [(b"a", b"1")]
 
 

@@ -418,7 +418,7 @@ _OURS = (
     Bug(
         "own-too-late",
         "What was claimed is given out although its lease has ended while the answer was on its way",
-        [in_python("torrelque.waiting:Room._claim", "if took >= OVERDUE:", "if False:")],
+        [in_python("torrelque.waiting:Room._return_ended", "if now - asked < OVERDUE:", "if True:")],
     ),
     Bug(
         "own-swapped-ends",

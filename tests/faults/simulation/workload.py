@@ -283,8 +283,7 @@ class Program:
         if outcome == "ok":
             pairs = [value] if count == 1 else value
             noted.value = [(str(task_id), task_id.dequeue_count, _digest(task)) for task_id, task in pairs]
-            # Who wants several may have to wait for more with some in hand.
-            for task_id, _ in pairs if count == 1 else ():
+            for task_id, _ in pairs:
                 took = trio.current_time() - (task_id._delivered or 0)
                 if took >= max(task_id.task_timeout, OVERDUE):
                     self.world.broken(f"I4: {task_id} was delivered {took:.3f} s after its claim was sent, too late")
