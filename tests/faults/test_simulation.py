@@ -55,6 +55,12 @@ def test_histories(seed: int) -> None:
     assert bool(outcome.faults) == (seed % 5 != 0)
 
 
+def test_two_lives_of_an_id() -> None:
+    """Who holds a task under a lease, and loses it to the holder of the same number in an earlier life of its id, was
+    promised nothing."""
+    assert simulate(1391149295).violations == []
+
+
 def test_a_broken_script_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release that forgets the payload is a violation in the first history."""
     text = scripts.RELEASE.text.replace(b"redis.call('HDEL', tasks, unpack(ended))", b"")
