@@ -267,9 +267,10 @@ class Room:
         except TorrelqueRedisError as error:
             # Handing back what was caught is right in each case: it does nothing where the claim took effect.
             self._returns += [(task_id, None) for task_id in caught]
-            self._return_ended(asked, [])
             for seat in [seat for seat in self._seats if seat.got]:
-                self._dismiss(seat)
+                seat.got = self._without_ended(seat.got)
+                if seat.got:
+                    self._dismiss(seat)
             self._dismiss_all(error)
             return None
         finally:
@@ -282,24 +283,22 @@ class Room:
             self.given_up += 1
         for delivery in claim.deliveries:
             delivery.asked = asked
-        if self._return_ended(asked, claim.deliveries):
-            claim.more = True
+        in_time = self._without_ended(claim.deliveries)
+        claim.more = claim.more or len(in_time) < len(claim.deliveries)
+        claim.deliveries = in_time
         return claim
 
-    def _return_ended(self, asked: float, claimed: list[Delivery]) -> bool:
-        """Hand back what has come too late, for the process or the link stood still, and what was in hand meanwhile;
-        where somebody else has it by now that does nothing, and what nobody has is claimed again at once."""
-        now = self._driver.now()
-        if now - asked < OVERDUE:
-            return False
-        hands = [claimed, *(seat.got for seat in self._seats)]
-        ended = [delivery for hand in hands for delivery in hand if delivery.lease <= now - delivery.asked]
-        if ended:
-            logger.warning(TOO_LATE, now - asked, len(ended))
+    def _without_ended(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Hand back what has come too late, for the process or the link stood still, and what has ended while a caller
+        waited for more; where somebody else has it by now that does nothing, and what nobody has is claimed again."""
+        if not deliveries or (now := self._driver.now()) - deliveries[0].asked < OVERDUE:
+            return deliveries
+        in_time = [delivery for delivery in deliveries if delivery.lease > now - delivery.asked]
+        if len(in_time) < len(deliveries):
+            logger.warning(TOO_LATE, now - deliveries[0].asked, len(deliveries) - len(in_time))
+            ended = [delivery for delivery in deliveries if delivery.lease <= now - delivery.asked]
             self._returns += [(delivery.task_id, delivery.count) for delivery in ended]
-            for hand in hands:
-                hand[:] = [delivery for delivery in hand if delivery.lease > now - delivery.asked]
-        return bool(ended)
+        return in_time
 
     async def _run(self, call: Call[R]) -> R:
         (reply,) = await self._driver.execute([call])
@@ -313,6 +312,9 @@ class Room:
         :param short: more is not there
         """
         deliveries = deque(claim.deliveries)
+        for seat in self._seats:
+            if seat.got:  # it waits for more
+                seat.got = self._without_ended(seat.got)
         for seat in self._seats:
             if not deliveries:
                 break
@@ -370,7 +372,8 @@ class Room:
             self._dismiss(seat)
 
     def _leave(self, seat: Seat) -> None:
-        """Let someone go before anything came; the last one to leave ends the waiting."""
+        """Let someone go before all came that it wants; the last one to leave ends the waiting."""
+        seat.got = self._without_ended(seat.got)
         self._dismiss(seat)
         if not self._seats:
             self._server.nudge()

@@ -418,7 +418,7 @@ _OURS = (
     Bug(
         "own-too-late",
         "What was claimed is given out although its lease has ended while the answer was on its way",
-        [in_python("torrelque.waiting:Room._return_ended", "if now - asked < OVERDUE:", "if True:")],
+        [in_python("torrelque.waiting:Room._without_ended", "if not deliveries or (", "if True or (")],
     ),
     Bug(
         "own-swapped-ends",
