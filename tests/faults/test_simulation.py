@@ -61,6 +61,7 @@ def test_histories(seed: int) -> None:
         pytest.param(1391149295, id="a lease that was lost to the same number of an earlier life of its id"),
         pytest.param(1200879593, id="a task that ended in the hand of who waited for more, from claim to claim"),
         pytest.param(1200879622, id="a task that ended in the hand of one whose time passed"),
+        pytest.param(2324153, id="a claim that was made hours after it was sent, by a clock that had jumped"),
     ],
 )
 def test_histories_that_were_called_broken(seed: int) -> None:

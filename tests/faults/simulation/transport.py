@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from torrelque import scripts
 from torrelque.calls import Assurance, Call, Reply
 from torrelque.drivers._errors import ErrorMap
 from torrelque.drivers._scripts import arguments, run_scripts
@@ -24,7 +25,6 @@ from torrelque.errors import (
     TorrelqueUnavailableError,
     TorrelqueUnknownOutcomeError,
 )
-from torrelque.waiting import OVERDUE
 
 from .server import Block, SimServer, Subscription
 from .store import CommandError
@@ -79,6 +79,7 @@ class Network:
         self.faults: dict[str, int] = {}
         self.trace: Callable[[str], None] = lambda line: None
         self.broken: Callable[[str], None] = lambda violation: None
+        self.on_late_claim: Callable[[], None] = lambda: None
         self.on_their_way = 0
         """Requests under way, also those that nobody waits for and that the server will find."""
         self.blockers: list[SimBlocker] = []
@@ -128,6 +129,8 @@ class Network:
             self.note("late effect")
             for command in commands:
                 self.server.apply(command)
+                if len(command) > 1 and command[1] in (scripts.DEQUEUE.sha1, scripts.DEQUEUE.text):
+                    self.on_late_claim()
 
 
 class SimDriver:
@@ -142,7 +145,7 @@ class SimDriver:
         self._topology = Topology(Place("simulated", 6379))
         #: The process was killed: nothing that it does from here on reaches anybody.
         self.dead = False
-        #: Called with the time at which a claim was sent, when it has no answer, or one that may be too late.
+        #: Called with the time at which a claim was sent, when it has no answer.
         self.on_lost_claim: Callable[[float], None] = lambda began: None
 
     @asynccontextmanager
@@ -180,8 +183,6 @@ class SimDriver:
             if claims and not isinstance(error, TorrelqueUnavailableError):
                 self.on_lost_claim(began)
             raise
-        if claims and trio.current_time() - began >= OVERDUE:
-            self.on_lost_claim(began)
         return replies
 
     async def _ask(self, commands: Sequence[Sequence[bytes]], lost: type[TorrelqueError]) -> list[Reply | Exception]:

@@ -29,6 +29,8 @@ from .transport import SimDriver
 from .verdicts import Watch
 
 if TYPE_CHECKING:
+    from torrelque.calls import Delivery
+
     from .world import World
 
 #: Seconds within which a cancelled call must have ended.
@@ -70,6 +72,8 @@ class Program:
         # The library picks the driver that suits a client; this client is the driver itself.
         with mock.patch("torrelque.queue.driver_for", lambda client: client):
             self.queue = Torrelque(self.driver, queue=world.queue)
+        room = self.queue._room
+        self._without_ended, room._without_ended = room._without_ended, self._note_ended
         self.queue.task_timeout = 3.0
         self.queue.max_attempts, self.queue.dead_letter = world.attempts, world.buries
         # Other histories draw as if there were no dead letters and no checks.
@@ -210,6 +214,13 @@ class Program:
         noted = self._begin("dequeue", 1)
         noted.invoked = self.world.moment(began)
         self.world.record.end(noted, "cancelled", None)
+
+    def _note_ended(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Note a claim of which something came too late to be given out: nobody has seen that."""
+        in_time = self._without_ended(deliveries)
+        if len(in_time) < len(deliveries):
+            self._note_lost_claim(deliveries[0].asked)
+        return in_time
 
     def _begin(self, op: str, args: Any, **more: Any) -> Call:
         return self.world.record.begin(self.name, op, args, **more)

@@ -97,6 +97,11 @@ class World:
         self._lines: list[str] | None = [] if keep_trace else None
         self.network.trace = self.ledger.trace = self.trace
         self.network.broken = self.broken
+        self.network.on_late_claim = self._note_late_claim
+
+    def _note_late_claim(self) -> None:
+        """Note a claim that nobody waits for when it is made: the clock may have jumped by hours since it was sent."""
+        self.record.end(self.record.begin("the network", "dequeue", 1), "cancelled", None)
 
     def _rates(self) -> Rates:
         if self.on_time:
