@@ -31,7 +31,7 @@ CLAIM = 75
 #: A claim whose answer takes so many seconds has come too late for tasks whose leases are no longer than that: somebody
 #: else may be at work on them. When it is quicker it is for those who asked: a way as long as a lease may be the rule.
 OVERDUE = 1.0
-TOO_LATE = "The answer to a claim took %.1f s: the leases of %d tasks have ended on the way"
+TOO_LATE = "Tasks were asked for %.1f s ago: the leases of %d of them have ended meanwhile"
 #: So many of a crowd are worth a claim of their own.
 HALF = CROWD // 2
 

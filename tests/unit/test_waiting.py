@@ -192,7 +192,7 @@ async def test_an_answer_after_the_end_of_the_lease(caplog: pytest.LogCaptureFix
         got = await room.dequeue(2, 5)
     assert [(delivery.task_id, delivery.count) for delivery in got] == [(b"b", 2), (b"a", 2)]
     assert [record.getMessage() for record in caplog.records] == [
-        "The answer to a claim took 300.0 s: the leases of 1 tasks have ended on the way"
+        "Tasks were asked for 300.0 s ago: the leases of 1 of them have ended meanwhile"
     ]
     assert returned(driver) == [(b"a", b"1")]
 
